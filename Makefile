@@ -1,0 +1,46 @@
+# Everything this project writes lies in $(STATE); `make clean` removes it.
+STATE := .kycflow
+VENV := $(STATE)/venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test lint lock clean
+
+help:  ## what can be run
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	  f"kycflow needs Python 3.11, 3.12 or 3.13, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+setup: $(READY)  ## virtual environment, model weights, sample media
+	$(BIN)/kycflow models pull
+
+demo: $(READY)  ## start everything, verify six sessions, show their decisions
+	$(BIN)/kycflow demo
+
+up: $(READY)  ## start everything and leave it running until Ctrl-C
+	$(BIN)/kycflow up
+
+test: $(READY)  ## all tests, on real servers
+	$(BIN)/kycflow models pull --samples
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff, mypy (strict), the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock:  ## renew requirements.lock (needs uv)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --no-header --upgrade --output-file requirements.lock
+
+clean:  ## remove everything this project wrote
+	rm -rf $(STATE)

@@ -1,0 +1,246 @@
+"""The command `kycflow`."""
+
+import json
+import signal
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from tasks.errors import KycflowError, Refused
+from tasks.settings import Settings
+
+app = typer.Typer(
+    help="Checks that the person in a selfie video is the person on an ID card.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="Weights of the face models.", no_args_is_help=True)
+db_app = typer.Typer(help="The SQL database.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(db_app, name="db")
+
+out = Console()
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+SessionIdArgument = Annotated[str, typer.Argument(metavar="SESSION_ID", help="The session's id.")]
+
+
+def main() -> None:
+    """Run the command; errors made on purpose become one clear line and exit code 2."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        app()
+    except Refused as exc:
+        _fail(f"{exc.code}: {exc}")
+    except KycflowError as exc:
+        _fail(str(exc))
+    except ValidationError as exc:
+        _fail(
+            "\n".join(f"KYCFLOW_{str(e['loc'][0]).upper()}: {e['msg']}" for e in exc.errors() if e["loc"]) or str(exc)
+        )
+
+
+def _fail(message: str) -> NoReturn:
+    err.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))  # noqa: T201
+
+
+@app.command()
+def up() -> None:
+    """Start the whole system on this machine; Ctrl-C stops all of it."""
+    from deployments.stack import Stack
+
+    settings = Settings()
+    with err.status("Starting Prefect, workers and the upload service"):
+        stack = Stack(settings).__enter__()
+    try:
+        out.print(f"Prefect UI   {stack.addresses.prefect_ui}")
+        out.print(f"Upload API   {stack.addresses.upload_api}   (documentation: {stack.addresses.upload_api}/docs)")
+        out.print(f"Logs         {settings.state_dir / 'logs'}", soft_wrap=True)
+        out.print("Ready. Ctrl-C stops everything.")
+        while True:
+            stack.check()
+            time.sleep(1)
+    except KeyboardInterrupt:
+        err.print("Stopping.")
+    finally:
+        # A second Ctrl-C must not leave half of it running.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stack.stop()
+
+
+@app.command()
+def demo(as_json: AsJson = False) -> None:
+    """Verify six sessions through the upload API, as a client would; exit code 1 if a decision is not as expected."""
+    from deployments.demo import run_demo
+
+    raise typer.Exit(run_demo(Settings(), out, err, as_json=as_json))
+
+
+def _api_url(settings: Settings) -> str:
+    from deployments.stack import running
+
+    if settings.api_url is not None:
+        return str(settings.api_url)
+    found = running(settings)
+    return found.upload_api if found else f"http://{settings.host}:{settings.api_port}"
+
+
+@app.command()
+def submit(
+    id_image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Picture of the ID card.")],
+    selfie_video: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Selfie video.")],
+    session_id: Annotated[str | None, typer.Option("--session", help="Its id; a new random one if left out.")] = None,
+    wait_seconds: Annotated[float, typer.Option(min=0, help="How long to wait for the decision.")] = 600,
+    as_json: AsJson = False,
+) -> None:
+    """Upload an ID image and a selfie video, and wait for the decision.
+
+    Exit code 0 for match, 1 for any other decision, 2 for an error, 3 if there is no decision in time.
+    """
+    from deployments.client import UploadClient
+
+    settings = Settings()
+    session_id = session_id or uuid.uuid4().hex
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with UploadClient(_api_url(settings), settings) as client, Progress(*columns, console=err, transient=True) as bars:
+        client.create_session(session_id)
+        for kind, path in (("id_image", id_image), ("selfie_video", selfie_video)):
+            bar = bars.add_task(kind.replace("_", " "), total=path.stat().st_size)
+            client.upload(session_id, kind, path, lambda sent, bar=bar: bars.advance(bar, sent))  # type: ignore[misc]
+        waiting = bars.add_task("waiting for the decision", total=None)
+        session = client.wait(
+            session_id, wait_seconds, lambda status: bars.update(waiting, description=status.replace("_", " "))
+        )
+    _show_session(session, as_json)
+    if session["decision"] is None:
+        raise typer.Exit(3)
+    raise typer.Exit(0 if session["decision"] == "match" else 1)
+
+
+@app.command()
+def status(session_id: SessionIdArgument, as_json: AsJson = False) -> None:
+    """Show where a session is, and its decision."""
+    from deployments.client import UploadClient
+
+    settings = Settings()
+    with UploadClient(_api_url(settings), settings) as client:
+        _show_session(client.session(session_id), as_json)
+
+
+def _show_session(session: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(session)
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in session.items():
+        if isinstance(value, (str, int, float)):
+            table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
+    out.print(table)
+
+
+@app.command()
+def deploy() -> None:
+    """Create the work pools and apply prefect.yaml at the Prefect server in PREFECT_API_URL. Safe to repeat."""
+    import asyncio
+
+    from deployments import provision
+
+    with err.status("Deploying"):
+        asyncio.run(provision.create_pools())
+        provision.deploy()
+    out.print("Work pools and deployments are in place.")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is missing and how to mend it; exit code 1 if anything needed is."""
+    from deployments.doctor import examine
+
+    findings = examine(Settings())
+    if as_json:
+        _print_json([finding.model_dump() for finding in findings])
+    else:
+        table = Table("", "What", "Finding", "How to mend it", box=None, pad_edge=False)
+        marks = {"ok": "[green]ok[/]", "warning": "[yellow]--[/]", "missing": "[red]no[/]"}
+        for finding in findings:
+            table.add_row(marks[finding.state], finding.what, finding.finding, finding.remedy)
+        out.print(table)
+    raise typer.Exit(1 if any(finding.state == "missing" for finding in findings) else 0)
+
+
+@models_app.command("list")
+def models_list(as_json: AsJson = False) -> None:
+    """List the models known, and which are in use."""
+    from tasks.faces.models import listing
+
+    rows = listing(Settings())
+    if as_json:
+        _print_json([row._asdict() for row in rows])
+        return
+    table = Table("Model", "Kind", "Runs on", "Licence", "Sum known", "In use", box=None, pad_edge=False)
+    yes = {True: "yes", False: ""}
+    for row in rows:
+        table.add_row(row.name, row.kind, row.runtime, row.licence, yes[row.sum_known], yes[row.in_use])
+    out.print(table)
+    out.print(
+        "\nA model without a known sum needs its weight file's SHA-256 in KYCFLOW_WEIGHTS_SHA256 (names: --json)."
+    )
+
+
+@models_app.command("pull")
+def models_pull(
+    samples: Annotated[bool, typer.Option("--samples", help="Also the media that demo and tests use.")] = False,
+) -> None:
+    """Fetch the weights in use, check their SHA-256, and put them in place. Nothing is fetched twice."""
+    from deployments.demo_media import samples as sample_media
+    from tasks.faces.models import pull
+
+    settings = Settings()
+    with err.status("Fetching weights"):
+        paths = pull(settings)
+        if samples:
+            paths = [*paths, *sample_media(settings)]
+    for path in paths:
+        out.print(str(path), soft_wrap=True)
+
+
+@models_app.command("verify")
+def models_verify(as_json: AsJson = False) -> None:
+    """Check the SHA-256 of the weights in use; exit code 1 if one is missing or wrong."""
+    from tasks.faces.models import verify
+
+    states = verify(Settings())
+    if as_json:
+        _print_json([{"file": file.name, "state": state} for file, state in states])
+    else:
+        for file, state in states:
+            out.print(f"{state:8} {file.name}")
+    raise typer.Exit(0 if all(state == "ok" for _, state in states) else 1)
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database to the schema that this version needs. Safe to repeat, and at several places at once."""
+    from tasks.database.schema import upgrade
+
+    upgrade(Settings().database)
+    out.print("The database has the schema that this version needs.")
+
+
+if __name__ == "__main__":
+    main()

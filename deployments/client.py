@@ -1,0 +1,88 @@
+"""A client of the upload API, as an app's back end would write one. Used by the command line and the demo."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from tasks.errors import ConfigurationError, Refused
+from tasks.settings import Settings
+
+PATHS = {"id_image": "id-image", "selfie_video": "selfie-video"}
+CHUNK_BYTES = 256 * 1024
+
+
+class UploadClient:
+    """Talks to the upload API. Use as a context manager.
+
+    Every method raises `Refused` with the API's code when it answers with a problem, and ConfigurationError when it
+    does not answer.
+    """
+
+    def __init__(self, base_url: str, settings: Settings) -> None:
+        token = settings.api_token
+        headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
+        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def create_session(self, session_id: str, deadline_seconds: int | None = None) -> dict[str, Any]:
+        """Create a session; one that is there already comes back as it is."""
+        body: dict[str, Any] = {"session_id": session_id}
+        if deadline_seconds is not None:
+            body["deadline_seconds"] = deadline_seconds
+        return self._call("POST", "/sessions", json=body)
+
+    def upload(
+        self, session_id: str, kind: str, path: Path, sent: Callable[[int], None] = lambda _: None
+    ) -> dict[str, Any]:
+        """Upload a file as `id_image` or `selfie_video`; `sent` is told the bytes as they go."""
+        size = path.stat().st_size
+        return self._call(
+            "PUT",
+            f"/sessions/{session_id}/{PATHS[kind]}",
+            content=_chunks(path, sent),
+            headers={"Content-Type": "application/octet-stream", "Content-Length": str(size)},
+        )
+
+    def session(self, session_id: str) -> dict[str, Any]:
+        """The session's latest attempt: status, decision, reason, files."""
+        return self._call("GET", f"/sessions/{session_id}")
+
+    def wait(self, session_id: str, seconds: float, seen: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+        """Poll until the session is decided or the time is over; the last answer. `seen` is told each status."""
+        deadline = time.monotonic() + seconds
+        while True:
+            session = self.session(session_id)
+            seen(session["status"])
+            if session["status"] == "decided" or time.monotonic() >= deadline:
+                return session
+            time.sleep(0.5)
+
+    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.TransportError as exc:
+            raise ConfigurationError(
+                f"The upload API does not answer at {self._http.base_url}: start it with `kycflow up`, "
+                "or set KYCFLOW_API_URL."
+            ) from exc
+        body: dict[str, Any] = answer.json()
+        if answer.is_success:
+            return body
+        refused = Refused(body.get("detail") or body.get("title") or answer.reason_phrase)
+        refused.status, refused.code = answer.status_code, body.get("code", "REFUSED")
+        raise refused
+
+
+def _chunks(path: Path, sent: Callable[[int], None]) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+            sent(len(chunk))

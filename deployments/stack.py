@@ -1,0 +1,203 @@
+"""The whole system on one machine, no other service needed: Prefect's server, both workers, the upload service."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+from filelock import FileLock, Timeout
+
+from deployments.provision import POOLS, create_pools, deploy
+from tasks.database import database_for
+from tasks.errors import ConfigurationError
+from tasks.faces.models import pull
+from tasks.settings import Settings
+
+START_SECONDS = 90
+STOP_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a running system is found. Kept in `stack.json` in the state folder while it runs."""
+
+    prefect_ui: str
+    upload_api: str
+    pid: int
+
+    @property
+    def prefect_api(self) -> str:
+        """The value of PREFECT_API_URL."""
+        return f"{self.prefect_ui}/api"
+
+
+def running(settings: Settings) -> Addresses | None:
+    """The system that runs from this state folder; None when none does."""
+    try:
+        found = Addresses(**json.loads((settings.state_dir / "stack.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if psutil.pid_exists(found.pid) else None
+
+
+def free_port(host: str, preferred: int) -> int:
+    """The preferred port, or the next free one."""
+    for port in range(preferred, preferred + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind((host, port))
+                return port
+    raise ConfigurationError(f"Ports {preferred} to {preferred + 99} are all taken: set another one.")
+
+
+class Stack:
+    """Processes started together and stopped together. Use as a context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._logs = settings.state_dir / "logs"
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = FileLock(settings.state_dir / "stack.lock")
+        self.addresses: Addresses
+
+    def __enter__(self) -> "Stack":
+        for folder in (self._settings.state_dir, self._logs):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as exc:
+            raise ConfigurationError(
+                f"kycflow already runs from {self._settings.state_dir}: stop it first, or set KYCFLOW_STATE_DIR."
+            ) from exc
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        settings = self._settings
+        pull(settings)
+        database_for(settings)
+        host = settings.host
+        prefect_port = free_port(host, settings.prefect_port)
+        api_port = free_port(host, settings.api_port)
+        self.addresses = Addresses(
+            prefect_ui=f"http://{host}:{prefect_port}", upload_api=f"http://{host}:{api_port}", pid=os.getpid()
+        )
+        # This process deploys through the same server and settings as its children use.
+        os.environ.update(environment(settings, self.addresses))
+
+        self._run("prefect-server", "deployments.prefect_server", "--host", host, "--port", str(prefect_port))
+        self._wait_for("prefect-server", f"{self.addresses.prefect_api}/health")
+        asyncio.run(create_pools())
+        for pool, *_ in POOLS:
+            self._run(f"worker-{pool}", "prefect", "worker", "start", "--pool", pool, "--name", f"{pool}-1")
+        self._run(
+            "upload-service",
+            *("uvicorn", "--factory", "deployments.upload_service.app:create_app"),
+            *("--host", host, "--port", str(api_port), "--no-access-log"),
+        )
+        deploy()
+        self._wait_for("upload-service", f"{self.addresses.upload_api}/health")
+        (settings.state_dir / "stack.json").write_text(json.dumps(asdict(self.addresses)))
+
+    def _run(self, name: str, module: str, *arguments: str) -> None:
+        with (self._logs / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._settings.state_dir,
+                # Ctrl-C in the terminal reaches this process only, which then stops the others in order.
+                start_new_session=True,
+            )
+
+    def _wait_for(self, name: str, url: str) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            self.check()
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(url, timeout=2).is_success:
+                    return
+            time.sleep(0.1)
+        raise ConfigurationError(f"{name} did not answer at {url} within {START_SECONDS} s: see {self._log(name)}")
+
+    def check(self) -> None:
+        """Raise ConfigurationError when a process has ended by itself."""
+        for name, process in self._processes.items():
+            if (code := process.poll()) is not None:
+                raise ConfigurationError(f"{name} ended by itself with code {code}: see {self._log(name)}")
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def stop(self) -> None:
+        """Stop every process, and the flow runs that the workers started. Nothing is left behind."""
+        for name in ("upload-service", "worker-sessions", "worker-gpu", "prefect-server"):
+            if (process := self._processes.pop(name, None)) is not None:
+                stop_tree(process)
+        (self._settings.state_dir / "stack.json").unlink(missing_ok=True)
+        self._lock.release()
+
+
+def stop_tree(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, give it STOP_SECONDS, then kill it and all it has started."""
+    try:
+        tree = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        tree = []
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    for child in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    # The group goes last: it holds whatever was started after the list was made.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(tree, timeout=STOP_SECONDS)
+
+
+def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
+    """Environment of every process: Prefect's own settings, and ours with absolute paths."""
+    return {
+        "KYCFLOW_STATE_DIR": str(settings.state_dir.absolute()),
+        "PREFECT_HOME": str(settings.state_dir.absolute() / "prefect"),
+        "PREFECT_API_URL": addresses.prefect_api,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        # Runs are taken when they are due, at once.
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_PREFETCH_SECONDS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@contextlib.contextmanager
+def stack_or_running(settings: Settings) -> Iterator[Addresses]:
+    """The system that runs already, left running; else one started now and stopped at the end."""
+    if (found := running(settings)) is not None:
+        os.environ.update(environment(settings, found))
+        yield found
+        return
+    with Stack(settings) as stack:
+        yield stack.addresses

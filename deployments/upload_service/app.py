@@ -1,0 +1,60 @@
+"""The upload service. Start it with `uvicorn --factory deployments.upload_service.app:create_app`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from deployments.upload_service import problems
+from deployments.upload_service.guard import Guard
+from deployments.upload_service.routes import router
+from deployments.upload_service.uploads import Trigger, Uploads
+from tasks.contracts import Attempt
+from tasks.database import database_for
+from tasks.settings import Settings
+from tasks.storage import open_storage
+
+DESCRIPTION = """
+Upload an ID card's image and a selfie video, in any order; read the decision.
+
+1. `POST /sessions` with a `session_id` of your own.
+2. `PUT` both files as raw bodies. A file may be replaced until there is a decision.
+3. `GET /sessions/{session_id}` until `status` is `decided`.
+
+Every request may be repeated: the same request again has the same effect. Errors are
+`application/problem+json` with a stable `code`.
+"""
+
+
+def create_app(settings: Settings | None = None, trigger: Trigger | None = None) -> FastAPI:
+    """Build the application. It connects when it starts to serve.
+
+    Args:
+        settings: those of the environment when left out.
+        trigger: told of each attempt that got a file; Prefect's API when left out.
+    """
+    in_use = settings or Settings()
+
+    @asynccontextmanager
+    async def connected(app: FastAPI) -> AsyncIterator[None]:
+        engine = await asyncio.to_thread(database_for, in_use)
+        uploads = Uploads(in_use, engine, open_storage(in_use), trigger or _start_or_wake)
+        await asyncio.to_thread(uploads.prepare)
+        app.state.uploads = uploads
+        yield
+        engine.dispose()
+
+    app = FastAPI(title="kycflow", description=DESCRIPTION, version=version("kycflow"), lifespan=connected)
+    problems.install(app)
+    app.include_router(router)
+    app.add_middleware(Guard, token=in_use.api_token)
+    return app
+
+
+async def _start_or_wake(attempt: Attempt) -> None:
+    # Importing Prefect takes seconds.
+    from tasks.dispatch import start_or_wake
+
+    await start_or_wake(attempt)

@@ -1,0 +1,185 @@
+"""One upload: body to a private file, checked, stored, recorded, and its flow run told."""
+
+import asyncio
+import hashlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from fastapi import Request
+from sqlalchemy import Engine
+from starlette.exceptions import HTTPException
+
+from tasks.contracts import Attempt, FileKind, StoredFile
+from tasks.database.attempts import get_attempt, register_upload
+from tasks.errors import MediaRefused, SessionDecided, StorageUnavailable
+from tasks.media import check_id_image, check_selfie_video
+from tasks.settings import Settings
+from tasks.storage import Storage, new_file_key
+
+Trigger = Callable[[Attempt], Awaitable[None]]
+
+BLOCK_BYTES = 1024 * 1024
+STALL_SECONDS = 60
+TRIGGER_SECONDS = 15
+ABANDONED_SECONDS = 3600
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A body that was written to a file."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """Takes uploads. One per application."""
+
+    settings: Settings
+    engine: Engine
+    storage: Storage
+    trigger: Trigger
+    # Decoding media takes a core each.
+    checks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(os.cpu_count() or 1))
+
+    @property
+    def folder(self) -> Path:
+        """Where bodies lie while they are received and checked."""
+        return self.settings.state_dir.absolute() / "incoming"
+
+    def prepare(self) -> None:
+        """Make the folder, and delete what a killed process left in it: these are people's faces."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for file in self.folder.iterdir():
+            # Another process may be writing the younger ones.
+            if file.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                file.unlink(missing_ok=True)
+
+    async def take(
+        self, request: Request, session_id: str, attempt: int | None, kind: FileKind
+    ) -> tuple[Attempt, StoredFile, bool, bool]:
+        """The attempt with the file, the file, whether it is a new one, and whether the flow run was told.
+
+        Raises:
+            UnknownSession, SessionDecided, MediaRefused: refused, as early as can be.
+            StorageUnavailable, DatabaseUnavailable: nothing was recorded.
+            HTTPException: 408 when the body stalls.
+            ClientDisconnect: the client went away; nothing is left.
+        """
+        found = await asyncio.to_thread(get_attempt, self.engine, session_id, attempt)
+        if found.decision is not None:
+            raise SessionDecided(
+                f"Attempt {found.attempt} of session {session_id!r} is decided. Ask for a further attempt first."
+            )
+        limit = self._limit(kind)
+        _refuse_early(request, kind, limit)
+        async with self._received(request, kind, limit) as received:
+            current = found.files.id_image if kind is FileKind.ID_IMAGE else found.files.selfie_video
+            if current is not None and current.sha256 == received.sha256:
+                # Another attempt may have been decided or another file come meanwhile: ask again.
+                found = await asyncio.to_thread(get_attempt, self.engine, session_id, found.attempt)
+                new, stored = False, current
+            else:
+                check = check_id_image if kind is FileKind.ID_IMAGE else check_selfie_video
+                async with self.checks:
+                    await asyncio.to_thread(check, received.path, self.settings)
+                new, stored = True, await asyncio.to_thread(self._store, found, kind, received)
+                found = await asyncio.to_thread(register_upload, self.engine, session_id, found.attempt, kind, stored)
+        ids = {"session_id": session_id, "attempt": found.attempt, "kind": kind.value}
+        log.info("file stored", extra={"action": "upload.stored", **ids, "size_bytes": stored.size_bytes, "new": new})
+        return found, stored, new, await self._tell(found)
+
+    def _limit(self, kind: FileKind) -> int:
+        return self.settings.max_id_image_bytes if kind is FileKind.ID_IMAGE else self.settings.max_selfie_video_bytes
+
+    def _store(self, attempt: Attempt, kind: FileKind, received: Received) -> StoredFile:
+        key = new_file_key(attempt.session_id, attempt.attempt, kind)
+        self.storage.put(key, received.path)
+        return StoredFile(storage_key=key, sha256=received.sha256, size_bytes=received.size_bytes)
+
+    async def _tell(self, attempt: Attempt) -> bool:
+        """Start or wake the flow run. The file is stored: a failure here loses nothing, as the sweep comes by."""
+        try:
+            async with asyncio.timeout(TRIGGER_SECONDS):
+                await self.trigger(attempt)
+        except Exception:
+            log.exception(
+                "flow run not started; the sweep will",
+                extra={"action": "upload.not_triggered", "session_id": attempt.session_id, "attempt": attempt.attempt},
+            )
+            return False
+        return True
+
+    @asynccontextmanager
+    async def _received(self, request: Request, kind: FileKind, limit: int) -> AsyncIterator[Received]:
+        """The request's body in a file that is gone afterwards, whatever happens."""
+        path = self.folder / secrets.token_hex(16)
+        try:
+            try:
+                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    sha256, size = await _write(request, file, kind, limit)
+            except OSError as exc:
+                raise StorageUnavailable(f"{self.folder} takes no upload: {exc}. Is its disk full?") from exc
+            yield Received(path, sha256, size)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def _write(request: Request, file: BinaryIO, kind: FileKind, limit: int) -> tuple[str, int]:
+    digest, size, block = hashlib.sha256(), 0, bytearray()
+
+    def flush() -> None:
+        file.write(block)
+        digest.update(block)
+        block.clear()
+
+    chunks = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                chunk = await anext(chunks, None)
+        except TimeoutError as exc:
+            raise HTTPException(408, f"No byte came for {STALL_SECONDS} s. Send the file again.") from exc
+        if chunk is None:
+            break
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(kind, limit)
+        block += chunk
+        if len(block) >= BLOCK_BYTES:
+            await asyncio.to_thread(flush)
+    if size == 0:
+        raise _empty(kind)
+    await asyncio.to_thread(flush)
+    return digest.hexdigest(), size
+
+
+def _refuse_early(request: Request, kind: FileKind, limit: int) -> None:
+    """What the headers already say."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(kind, limit)
+    if announced == "0":
+        raise _empty(kind)
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        code = "NOT_AN_IMAGE" if kind is FileKind.ID_IMAGE else "NOT_A_VIDEO"
+        raise MediaRefused(code, "The body is a form. Send the file itself as the body (`curl --upload-file`).")
+
+
+def _too_large(kind: FileKind, limit: int) -> MediaRefused:
+    return MediaRefused("TOO_LARGE", f"The {kind} has more than {limit} bytes. Send a smaller file.")
+
+
+def _empty(kind: FileKind) -> MediaRefused:
+    return MediaRefused("EMPTY", f"The {kind} has no bytes. Send the file as the request's body.")

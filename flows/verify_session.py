@@ -1,0 +1,50 @@
+"""The story of one session's attempt: wait for both files, have them compared, decide once."""
+
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from tasks.comparison import request_comparison
+from tasks.contracts import AttemptNumber, SessionId
+from tasks.decision import decide
+from tasks.faces.models import engine_config
+from tasks.files import find_files, open_session_attempt
+from tasks.report import final_state, publish_decision
+from tasks.settings import Settings
+from tasks.waiting import wait_for_files
+
+
+@flow(name="verify-session", flow_run_name="{session_id} attempt {attempt}")
+async def verify_session(
+    session_id: SessionId,
+    attempt: AttemptNumber = 1,
+    deadline_seconds: Annotated[
+        int | None,
+        Field(
+            ge=5,
+            le=604_800,
+            title="Deadline in seconds",
+            description="How long to wait for both files. Only counts where the session is not known yet.",
+        ),
+    ] = None,
+) -> State[Any]:
+    """Check that the person in a session's selfie video is the person on its ID card.
+
+    Ends in a state named after the decision: Match, Review, NoMatch, Rejected or Expired. While a file is missing the
+    run waits as `AwaitingFiles`, without a process, until an upload wakes it, its next look is due, or its deadline is
+    over. Running it again gives the decision that is there.
+    """
+    found = await open_session_attempt(session_id, attempt, deadline_seconds)
+    comparison = None
+    while found.decision is None:
+        files = await find_files(session_id, attempt)
+        if files.id_image is not None and files.selfie_video is not None:
+            comparison = await request_comparison(files.id_image, files.selfie_video, engine_config(Settings()))
+        elif not found.overdue():
+            await wait_for_files(found.with_files(files))
+        found = await decide(session_id, attempt, files, comparison, flow_run.id)
+    await publish_decision(found.decision)
+    return final_state(found.decision)

@@ -1,0 +1,111 @@
+"""The tables. Changed together with a migration; a test holds the two together."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, Enum, ForeignKeyConstraint, Index, MetaData, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from tasks.contracts import DecisionKind, FileKind, Reason
+from tasks.database.types import BigId, UtcDateTime
+
+
+class Base(DeclarativeBase):
+    """Constraints have names, so that migrations can change them on every backend."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(referred_table_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012  # SQLAlchemy's own way
+        datetime: UtcDateTime(),
+        dict[str, Any]: JSON(none_as_null=True),
+    }
+
+
+def _codes(values: type[FileKind] | type[DecisionKind] | type[Reason]) -> Enum:
+    return Enum(values, native_enum=False, length=64, values_callable=lambda kind: [member.value for member in kind])
+
+
+class AttemptRow(Base):
+    """One attempt of a session. Whoever changes what belongs to it locks this row first."""
+
+    __tablename__ = "attempts"
+
+    session_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    created_at: Mapped[datetime]
+    deadline_at: Mapped[datetime]
+    decided: Mapped[bool] = mapped_column(default=False)
+    """Whether its decision is recorded: lets the sweep find the few open attempts among all."""
+
+
+Index(
+    "ix_attempts_open",
+    AttemptRow.deadline_at,
+    AttemptRow.session_id,
+    AttemptRow.attempt,
+    postgresql_where=AttemptRow.decided.is_(False),
+    sqlite_where=AttemptRow.decided.is_(False),
+)
+
+
+class UploadRow(Base):
+    """One stored file. The one with the greatest id of its kind counts."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        ForeignKeyConstraint(["session_id", "attempt"], ["attempts.session_id", "attempts.attempt"]),
+        Index("ix_uploads_attempt", "session_id", "attempt", "kind", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    session_id: Mapped[str] = mapped_column(String(64))
+    attempt: Mapped[int]
+    kind: Mapped[FileKind] = mapped_column(_codes(FileKind))
+    storage_key: Mapped[str] = mapped_column(String(512), unique=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigId)
+    uploaded_at: Mapped[datetime]
+
+
+class ComparisonRow(Base):
+    """One pair of files under one engine configuration; `result` is there when it is finished."""
+
+    __tablename__ = "comparisons"
+
+    comparison_key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    reference_sha256: Mapped[str] = mapped_column(String(64))
+    probe_sha256: Mapped[str] = mapped_column(String(64))
+    engine: Mapped[dict[str, Any]]
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    similarity: Mapped[float | None]
+    result: Mapped[dict[str, Any] | None]
+    picture_key: Mapped[str | None] = mapped_column(String(512))
+    computations: Mapped[int] = mapped_column(default=0)
+    started_at: Mapped[datetime]
+    started_by: Mapped[str] = mapped_column(String(128))
+    finished_at: Mapped[datetime | None]
+
+
+class DecisionRow(Base):
+    """The one answer of an attempt."""
+
+    __tablename__ = "decisions"
+    __table_args__ = (ForeignKeyConstraint(["session_id", "attempt"], ["attempts.session_id", "attempts.attempt"]),)
+
+    session_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    decision: Mapped[DecisionKind] = mapped_column(_codes(DecisionKind))
+    reason: Mapped[Reason] = mapped_column(_codes(Reason))
+    similarity: Mapped[float | None]
+    match_threshold: Mapped[float | None]
+    review_threshold: Mapped[float | None]
+    comparison_key: Mapped[str | None] = mapped_column(String(64))
+    flow_run_id: Mapped[str | None] = mapped_column(String(64))
+    decided_at: Mapped[datetime]

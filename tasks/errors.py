@@ -1,0 +1,108 @@
+"""The error tree. Whether an operation may be tried again is decided by type, here and nowhere else.
+
+KycflowError
+├── RetryableError            a fault of ours that may pass: never a decision about a person
+│   ├── StorageUnavailable    the object store does not answer, or answers with a server error
+│   ├── DatabaseUnavailable   the SQL database does not answer, or is locked
+│   ├── OrchestratorUnavailable  Prefect's API does not answer
+│   └── ComputeUnavailable    the GPU is lost or out of memory
+└── TerminalError             trying again gives the same answer
+    ├── ConfigurationError    a setting, a schema version or a model file is not what this version needs
+    ├── ObjectMissing         a stored object that was announced is not there
+    ├── ObjectChanged         a stored object has other bytes than those announced
+    ├── ComparisonFailed      a comparison was dispatched as often as allowed and never finished
+    └── Refused               a request or a file that is refused, with a stable code for programs
+        ├── UnknownSession, SessionDecided, SessionUndecided
+        └── MediaRefused      a file that cannot be what it is said to be
+"""
+
+
+class KycflowError(Exception):
+    """Base of all errors raised on purpose by kycflow."""
+
+
+class RetryableError(KycflowError):
+    """A fault of ours that may pass."""
+
+
+class StorageUnavailable(RetryableError):
+    """Raised when the object store does not answer or answers with a server error."""
+
+
+class DatabaseUnavailable(RetryableError):
+    """Raised when the SQL database does not answer or stays locked."""
+
+
+class OrchestratorUnavailable(RetryableError):
+    """Raised when Prefect's API does not answer or answers with a server error."""
+
+
+class ComputeUnavailable(RetryableError):
+    """Raised when the device that compares faces is lost or out of memory."""
+
+
+class TerminalError(KycflowError):
+    """An error that trying again does not mend."""
+
+
+class ConfigurationError(TerminalError):
+    """Raised when a setting, a schema version or a model file is not what this version needs."""
+
+
+class ObjectMissing(TerminalError):
+    """Raised when a stored object that was announced is not there."""
+
+
+class ObjectChanged(TerminalError):
+    """Raised when a stored object has other bytes than those announced."""
+
+
+class ComparisonFailed(TerminalError):
+    """Raised when a comparison was dispatched as often as allowed and never finished."""
+
+
+class Refused(TerminalError):
+    """A request that is refused: `code` is stable and for programs, the message is for people."""
+
+    status: int = 422
+    """HTTP status that says the same."""
+    code: str = "REFUSED"
+
+
+class UnknownSession(Refused):
+    """Raised when no such session, or no such attempt of it, was created."""
+
+    status = 404
+    code = "UNKNOWN_SESSION"
+
+
+class SessionDecided(Refused):
+    """Raised when a file arrives for an attempt that has its decision."""
+
+    status = 409
+    code = "SESSION_DECIDED"
+
+
+class SessionUndecided(Refused):
+    """Raised when a further attempt is asked for while the last one has no decision yet."""
+
+    status = 409
+    code = "SESSION_UNDECIDED"
+
+
+class MediaRefused(Refused):
+    """Raised when a file cannot be what it is said to be.
+
+    `code` is one of EMPTY, TOO_LARGE, NOT_AN_IMAGE, NOT_A_VIDEO, IMAGE_UNREADABLE, IMAGE_TOO_MANY_PIXELS,
+    VIDEO_UNREADABLE, VIDEO_WITHOUT_FRAMES, VIDEO_TOO_LONG, VIDEO_TOO_MANY_PIXELS, TRUNCATED.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = {"TOO_LARGE": 413, "NOT_AN_IMAGE": 415, "NOT_A_VIDEO": 415}.get(code, 422)
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether trying again may help. Unknown errors are not retried: they are bugs, and should be loud."""
+    return isinstance(error, RetryableError)

@@ -1,0 +1,1 @@
+"""Faces: frames, detection, alignment, embedding, comparison. Knows neither Prefect nor SQL."""

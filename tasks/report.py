@@ -1,0 +1,84 @@
+"""What people see in the Prefect UI when a session has ended: a state named after the decision, and an artifact."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from tasks.contracts import Comparison, Decision, DecisionKind
+from tasks.database import database_for
+from tasks.database.comparisons import get_comparison
+from tasks.retries import retried
+from tasks.settings import Settings
+
+STATE_NAMES = {
+    DecisionKind.MATCH: "Match",
+    DecisionKind.REVIEW: "Review",
+    DecisionKind.NO_MATCH: "NoMatch",
+    DecisionKind.REJECTED: "Rejected",
+    DecisionKind.EXPIRED: "Expired",
+}
+
+
+def final_state(decision: Decision) -> State[Any]:
+    """The run's final state. An answer is always Completed: only a fault of ours fails a run."""
+    score = "" if decision.similarity is None else f", similarity {decision.similarity:.3f}"
+    return Completed(name=STATE_NAMES[decision.decision], message=f"{decision.reason.value}{score}")
+
+
+@task(name="publish decision", cache_policy=NO_CACHE, **retried(3))
+async def publish_decision(decision: Decision) -> None:
+    """Write the run's artifact: ids, sums and scores only, never a picture."""
+    comparison = None
+    if decision.comparison_key is not None:
+        comparison = await asyncio.to_thread(get_comparison, database_for(Settings()), decision.comparison_key)
+    await acreate_markdown_artifact(
+        key=f"decision-{decision.session_id}-{decision.attempt}".replace("_", "-"),
+        markdown=markdown(decision, comparison),
+        description=f"{STATE_NAMES[decision.decision]}: {decision.reason.value}",
+    )
+
+
+def markdown(decision: Decision, comparison: Comparison | None) -> str:
+    """The artifact's text, Markdown."""
+    rows = [
+        ("Session", f"`{decision.session_id}`, attempt {decision.attempt}"),
+        ("Decision", f"**{STATE_NAMES[decision.decision]}**"),
+        ("Reason", f"`{decision.reason.value}`"),
+    ]
+    if decision.similarity is not None and decision.thresholds is not None:
+        bounds = f"match from {decision.thresholds.match:.3f}, review from {decision.thresholds.review:.3f}"
+        rows.append(("Similarity", f"**{decision.similarity:.3f}** ({bounds}; cosine, -1 to 1)"))
+    rows.append(("Decided", f"{decision.decided_at:%Y-%m-%d %H:%M:%S} UTC"))
+    text = ["# Decision", _table(("", ""), rows)]
+    if comparison is None:
+        return "\n\n".join(text)
+
+    result, engine = comparison.result, comparison.engine
+    used = [("Frames", f"{len(result.frames)} used of {result.frames_looked_at} looked at")]
+    if result.detail:
+        used.append(("Detail", result.detail))
+    used += [
+        ("Models", f"{engine.recogniser} with {engine.detector}, {engine.backend}, on {result.device}"),
+        ("Weights", "<br>".join(f"{name} `{sha256[:12]}…`" for name, sha256 in engine.weights_sha256.items())),
+        ("Time", ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())),
+        ("Computed", f"{comparison.computations} time{'s' if comparison.computations > 1 else ''}"),
+        ("Comparison", f"`{comparison.comparison_key}`"),
+    ]
+    if comparison.picture_key:
+        used.append(("Picture", f"`{comparison.picture_key}` (in storage, for reviewers)"))
+    text += ["## Comparison", _table(("", ""), used)]
+    if result.frames:
+        frames = [(f"{f.time_seconds:.2f} s", f"{f.similarity:.3f}", f"{f.confidence:.2f}") for f in result.frames]
+        text += ["## Frames", _table(("Time in video", "Similarity", "Face confidence"), frames)]
+    return "\n\n".join(text)
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,127 @@
+"""All settings, in one place: environment variables that begin with KYCFLOW_."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, HttpUrl, SecretStr, StringConstraints, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tasks.contracts import Sha256
+
+MIB = 1024 * 1024
+
+
+def _default_state_dir() -> Path:
+    """`.kycflow` in the checkout, whatever the working directory: Prefect starts flow runs in a temporary one."""
+    checkout = Path(__file__).parent.parent
+    return (checkout if (checkout / "prefect.yaml").exists() else Path.cwd()) / ".kycflow"
+
+
+class Settings(BaseSettings):
+    """Typed, bounded settings. Units stand in the names; the README's table is generated from this class."""
+
+    model_config = SettingsConfigDict(env_prefix="KYCFLOW_", extra="ignore", frozen=True)
+
+    state_dir: Path = Field(
+        default_factory=_default_state_dir,
+        description="Folder for everything written on this machine. Empty: `.kycflow` in the checkout.",
+    )
+    database_url: str | None = Field(
+        None,
+        description="SQLAlchemy URL, `postgresql://user:password@host/kycflow` say. Empty: SQLite in the state folder.",
+    )
+    storage_url: Annotated[str, StringConstraints(pattern=r"^(s3://[a-z0-9.-]+(/.*)?|file://.+)$")] | None = Field(
+        None, description="`s3://bucket/prefix` or `file:///folder`. Empty: a folder in the state folder."
+    )
+    s3_endpoint_url: HttpUrl | None = Field(None, description="Address of an S3-compatible server that is not AWS.")
+    s3_credentials_block: str | None = Field(
+        None,
+        description="Name of a Prefect block `aws-credentials` to use. Empty: the usual AWS environment and roles.",
+    )
+
+    session_deadline_seconds: int = Field(
+        3600, ge=5, le=604_800, description="How long a session waits for both files, from its creation."
+    )
+    first_look_seconds: float = Field(
+        10, ge=1, le=3600, description="First interval between looks for missing files; later ones grow."
+    )
+    longest_look_seconds: float = Field(300, ge=1, le=86_400, description="Longest interval between looks.")
+
+    max_id_image_bytes: int = Field(20 * MIB, ge=1024, description="Largest ID image accepted.")
+    max_id_image_pixels: int = Field(50_000_000, ge=10_000, description="Most pixels of an ID image, when decoded.")
+    max_selfie_video_bytes: int = Field(100 * MIB, ge=1024, description="Largest selfie video accepted.")
+    max_selfie_video_seconds: float = Field(60, ge=1, le=3600, description="Longest selfie video accepted.")
+    max_selfie_video_pixels: int = Field(
+        3840 * 2160, ge=10_000, description="Most pixels of a video frame: the default admits 4K."
+    )
+
+    recogniser: str = Field("SFace", description="DeepFace's name of the face recognition model.")
+    detector: str = Field("yunet", description="DeepFace's name of the face detector.")
+    backend: Literal["onnx", "tensorflow"] = Field(
+        "onnx", description="What runs a model that DeepFace has in several forms."
+    )
+    frames: int = Field(10, ge=1, le=100, description="Video frames looked at, evenly spaced.")
+    match_threshold: float | None = Field(
+        None, ge=-1, le=1, description="Similarity from which it is a match. Empty: the model's own default."
+    )
+    review_threshold: float | None = Field(
+        None, ge=-1, le=1, description="Similarity from which a person looks. Empty: the model's own default."
+    )
+    models_folder: Path | None = Field(
+        None, description="Folder with weight files that were brought by other means; looked into first."
+    )
+    weights_sha256: dict[str, Sha256] = Field(
+        {}, description="JSON object, file name to SHA-256, for weights that kycflow does not pin itself."
+    )
+
+    comparison_dispatches: int = Field(
+        3, ge=1, le=20, description="Flow runs started for one comparison before its session's run fails."
+    )
+    comparison_wait_seconds: float = Field(
+        900, ge=10, le=86_400, description="How long a session's run waits for one dispatched comparison."
+    )
+
+    api_url: HttpUrl | None = Field(
+        None, description="Where the command line finds the upload API. Empty: where `kycflow up` says."
+    )
+    api_token: SecretStr | None = Field(
+        None, description="When set, the upload API wants `Authorization: Bearer <token>`."
+    )
+    host: str = Field("127.0.0.1", description="Address that `kycflow up` listens on.")
+    api_port: int = Field(8420, ge=1, le=65_535, description="Port of the upload API; the next free one if taken.")
+    prefect_port: int = Field(4200, ge=1, le=65_535, description="Port of Prefect's server; likewise.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object, info: object) -> object:
+        """An empty environment variable means the default, as deployment templates leave them empty."""
+        if value == "":
+            name = info.field_name  # type: ignore[attr-defined]
+            return cls.model_fields[name].get_default(call_default_factory=True)
+        return value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Settings":
+        if self.match_threshold is not None and (self.review_threshold or -1) > self.match_threshold:
+            raise ValueError("KYCFLOW_REVIEW_THRESHOLD is above KYCFLOW_MATCH_THRESHOLD: lower it or raise the other.")
+        return self
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in use."""
+        return self.database_url or f"sqlite:///{self.state_dir.absolute() / 'kycflow.db'}"
+
+    @property
+    def storage(self) -> str:
+        """The storage URL in use."""
+        return self.storage_url or f"file://{self.state_dir.absolute() / 'storage'}"
+
+    @property
+    def weights_dir(self) -> Path:
+        """Where weight files are placed. DeepFace wants this shape under its DEEPFACE_HOME."""
+        return self.state_dir.absolute() / "models" / ".deepface" / "weights"
+
+    @property
+    def samples_dir(self) -> Path:
+        """Where sample media for demo and tests are placed."""
+        return self.state_dir.absolute() / "samples"

@@ -1,0 +1,57 @@
+"""Object store: one interface, on a local folder or S3. Nothing else knows which."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from tasks.settings import Settings
+from tasks.storage.files import fetch, hash_file
+from tasks.storage.keys import file_prefix, new_file_key, picture_key
+
+__all__ = ["Storage", "fetch", "file_prefix", "hash_file", "new_file_key", "open_storage", "picture_key"]
+
+
+class Storage(Protocol):
+    """Objects that are written once, whole or not at all. Safe to share between threads.
+
+    Every method raises StorageUnavailable (may pass) or ConfigurationError (access denied, no such bucket or folder),
+    and ValueError for a key that could leave the store.
+    """
+
+    def put(self, key: str, source: Path) -> None:
+        """Store a file's bytes. A key that is there keeps its first bytes: a lost answer may be asked for again."""
+
+    def newest(self, prefix: str) -> str | None:
+        """The lexicographically greatest key that begins with the prefix; None when there is none."""
+
+    def size(self, key: str) -> int | None:
+        """Size in bytes; None when there is no such object."""
+
+    def download(self, key: str, destination: Path) -> None:
+        """Write the object's bytes to a file. Raises ObjectMissing."""
+
+    def url(self, key: str) -> str:
+        """Where the object lies, for people."""
+
+    def check(self) -> None:
+        """Prove that objects can be written and read."""
+
+
+def open_storage(settings: Settings) -> Storage:
+    """The store that the settings name; the same object for the same settings."""
+    endpoint = str(settings.s3_endpoint_url) if settings.s3_endpoint_url else None
+    return _open(settings.storage, endpoint, settings.s3_credentials_block)
+
+
+@lru_cache(maxsize=8)
+def _open(url: str, endpoint_url: str | None, credentials_block: str | None) -> Storage:
+    where = urlsplit(url)
+    if where.scheme == "file":
+        from tasks.storage.local import LocalStorage
+
+        return LocalStorage(Path(unquote(where.path)))
+    # Importing prefect_aws takes seconds, which a local folder need not wait for.
+    from tasks.storage.s3 import S3Storage, s3_client
+
+    return S3Storage(where.netloc, where.path, lambda: s3_client(endpoint_url, credentials_block))

@@ -1,0 +1,33 @@
+"""Names in the object store. Pure apart from clock and chance; nothing else makes a key."""
+
+import secrets
+import time
+
+from tasks.contracts import FileKind
+
+
+def valid_key(key: str) -> str:
+    """The key itself, when it can name an object on every store.
+
+    Raises ValueError for an empty or absolute key, for empty, `.`-leading or `..` segments, NUL and backslash.
+    """
+    segments = key.split("/")
+    if not key or len(key) > 512 or "\0" in key or "\\" in key or any(s == "" or s[0] == "." for s in segments):
+        raise ValueError(f"{key!r} is no storage key: it must be relative, without '..', hidden or empty parts.")
+    return key
+
+
+def file_prefix(session_id: str, attempt: int, kind: FileKind) -> str:
+    """What the keys of all uploads of one kind of file of an attempt begin with."""
+    return f"sessions/{session_id}/{attempt}/{kind}/"
+
+
+def new_file_key(session_id: str, attempt: int, kind: FileKind) -> str:
+    """A new unique key; within an attempt and kind, names sort by time of upload."""
+    unix_ms = time.time_ns() // 1_000_000
+    return f"{file_prefix(session_id, attempt, kind)}{unix_ms:013d}-{secrets.token_hex(4)}"
+
+
+def picture_key(comparison_key: str) -> str:
+    """Key of a comparison's picture: card face and best frame, side by side."""
+    return f"comparisons/{comparison_key}/faces.png"

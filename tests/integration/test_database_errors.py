@@ -1,0 +1,77 @@
+"""SQLAlchemy's errors become kycflow's, whichever function meets them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from tasks.contracts import DecisionKind, EngineConfig, FaceComparison, FileKind, FilePair, Reason, StoredFile, Verdict
+from tasks.database import attempts, comparisons, open_database
+from tasks.database.attempts import get_attempt
+from tasks.database.engine import writing
+from tasks.database.schema import require_schema, upgrade
+from tasks.errors import ConfigurationError, DatabaseUnavailable
+
+SHA = "a" * 64
+FILE = StoredFile(storage_key="key", sha256=SHA, size_bytes=1)
+EXPIRED = Verdict(decision=DecisionKind.EXPIRED, reason=Reason.BOTH_FILES_MISSING)
+CALLS: dict[str, Callable[[Engine], object]] = {
+    "open_attempt": lambda engine: attempts.open_attempt(engine, "a", 1, 90),
+    "next_attempt": lambda engine: attempts.next_attempt(engine, "a", 90),
+    "get_attempt": lambda engine: attempts.get_attempt(engine, "a"),
+    "register_upload": lambda engine: attempts.register_upload(engine, "a", 1, FileKind.ID_IMAGE, FILE),
+    "record_decision": lambda engine: attempts.record_decision(engine, "a", 1, verdict=EXPIRED, files=FilePair()),
+    "due_attempts": lambda engine: attempts.due_attempts(engine, settled_seconds=1, limit=1),
+    "begin_comparison": lambda engine: comparisons.begin_comparison(engine, SHA, SHA, SHA, EngineConfig(), "run"),
+    "finish_comparison": lambda engine: comparisons.finish_comparison(
+        engine, SHA, SHA, SHA, EngineConfig(), result=FaceComparison(similarity=0.5), picture_key=None
+    ),
+    "get_comparison": lambda engine: comparisons.get_comparison(engine, SHA),
+    "require_schema": require_schema,
+    "upgrade": lambda engine: upgrade(engine.url.render_as_string(hide_password=False)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_server_that_does_not_answer_is_tried_again(name: str) -> None:
+    with pytest.raises(DatabaseUnavailable, match="does not answer"):
+        CALLS[name](open_database("postgresql://127.0.0.1:9/none?connect_timeout=2"))
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "upgrade"])
+def test_missing_tables_are_a_matter_of_configuration(name: str, empty_database_url: str) -> None:
+    with pytest.raises(ConfigurationError, match="kycflow db upgrade"):
+        CALLS[name](open_database(empty_database_url))
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://host/name", "no url", "sqlite://", "sqlite:///:memory:", "sqlite:////proc/no/such.db"]
+)
+def test_a_database_that_cannot_be_used_is_a_matter_of_configuration(url: str) -> None:
+    with pytest.raises(ConfigurationError):
+        open_database(url)
+
+
+def test_a_locked_file_is_tried_again(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'test.db'}"
+    upgrade(url)
+    engine = open_database(url)
+    with writing(engine) as first:
+        first.execute(text("UPDATE attempts SET decided = 1"))
+        with pytest.raises(DatabaseUnavailable, match="locked"), writing(_impatient(url)) as second:
+            second.execute(text("UPDATE attempts SET decided = 1"))
+
+
+def _impatient(url: str) -> Engine:
+    engine = open_database(f"{url}?cached_statements=64")  # another engine of the same file
+    with engine.connect() as connection:
+        connection.connection.cursor().execute("PRAGMA busy_timeout = 1")
+    return engine
+
+
+def test_a_password_never_shows_in_an_error() -> None:
+    engine = open_database("postgresql://user:hidden-word@127.0.0.1:9/none?connect_timeout=2")
+    with pytest.raises(DatabaseUnavailable) as caught:
+        get_attempt(engine, "a")
+    assert "hidden-word" not in str(caught.value)

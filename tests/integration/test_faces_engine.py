@@ -1,0 +1,263 @@
+"""The engine on real recordings and real weights."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deployments.demo_card import draw_card
+from deployments.demo_media import DemoMedia, portraits, samples
+from tasks.contracts import Reason
+from tasks.errors import ConfigurationError
+from tasks.faces.alignment import align
+from tasks.faces.detection import detect
+from tasks.faces.engine import FaceEngine, load_engine
+from tasks.faces.models import engine_config
+from tasks.faces.native import load_models
+from tasks.faces.picture import side_by_side
+from tasks.media import read_id_image
+from tasks.settings import Settings
+from tests.media_fixtures import write_pictures, write_video
+
+MATCH, REVIEW = 0.416, 0.358
+
+
+@pytest.fixture(scope="module")
+def engine(media_settings: Settings, weights: list[Path]) -> FaceEngine:
+    assert weights
+    return load_engine(engine_config(media_settings), media_settings)
+
+
+def test_the_same_person_matches(engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings) -> None:
+    compared = engine.compare(demo_media.genuine_card, demo_media.selfie_video, media_settings)
+    comparison = compared.comparison
+    assert comparison.similarity is not None
+    assert comparison.similarity >= MATCH
+    assert comparison.frames_looked_at == len(comparison.frames) == 10
+    assert all(frame.similarity > REVIEW and frame.confidence > 0.8 for frame in comparison.frames)
+    assert [frame.time_seconds for frame in comparison.frames] == sorted(
+        {frame.time_seconds for frame in comparison.frames}
+    )
+    assert set(comparison.seconds) == {"decode", "detect", "embed", "total"}
+
+
+def test_another_person_does_not(engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings) -> None:
+    comparison = engine.compare(demo_media.impostor_card, demo_media.selfie_video, media_settings).comparison
+    assert comparison.similarity is not None
+    assert comparison.similarity < REVIEW
+
+
+def test_the_same_files_give_the_same_result(
+    engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings
+) -> None:
+    first, second = (
+        engine.compare(demo_media.genuine_card, demo_media.selfie_video, media_settings).comparison for _ in range(2)
+    )
+    assert first.model_copy(update={"seconds": {}}) == second.model_copy(update={"seconds": {}})
+
+
+def test_a_burst_of_threads_gives_the_same_result(
+    engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings
+) -> None:
+    found: list[float | None] = []
+
+    def run() -> None:
+        compared = engine.compare(demo_media.genuine_card, demo_media.selfie_video, media_settings)
+        found.append(compared.comparison.similarity)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+
+
+def test_a_card_without_a_face(engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings) -> None:
+    compared = engine.compare(demo_media.faceless_card, demo_media.selfie_video, media_settings)
+    assert compared.comparison.rejection is Reason.NO_FACE_IN_ID_IMAGE
+    assert compared.comparison.similarity is None
+
+
+def test_a_card_with_two_faces(
+    engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings, tmp_path: Path
+) -> None:
+    genuine, impostor = (portrait.resize((300, 380)) for portrait in portraits(media_settings))
+    both = Image.new("RGB", (700, 400), "white")
+    both.paste(genuine, (20, 10))
+    both.paste(impostor, (380, 10))
+    both.save(tmp_path / "card.png")
+    comparison = engine.compare(tmp_path / "card.png", demo_media.selfie_video, media_settings).comparison
+    assert comparison.rejection is Reason.SEVERAL_FACES_IN_ID_IMAGE
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_card_that_is_not_upright(
+    engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings, tmp_path: Path, turns: int
+) -> None:
+    with Image.open(demo_media.genuine_card) as card:
+        card.rotate(90 * turns, expand=True).save(tmp_path / "card.jpg", quality=95)
+    comparison = engine.compare(tmp_path / "card.jpg", demo_media.selfie_video, media_settings).comparison
+    assert comparison.similarity is not None
+    assert comparison.similarity >= MATCH
+
+
+@pytest.mark.parametrize("side", [600, 5000])
+def test_small_and_large_cards(
+    engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings, tmp_path: Path, side: int
+) -> None:
+    with Image.open(demo_media.genuine_card) as card:
+        card.resize((side, side * card.height // card.width)).save(tmp_path / "card.jpg", quality=90)
+    comparison = engine.compare(tmp_path / "card.jpg", demo_media.selfie_video, media_settings).comparison
+    assert comparison.similarity is not None
+    assert comparison.similarity >= MATCH
+
+
+def test_cards_of_one_face_differ_in_bytes_not_in_answer(
+    engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings, tmp_path: Path
+) -> None:
+    portrait, _ = portraits(media_settings)
+    contents = [draw_card(portrait, serial) for serial in (10, 11)]
+    assert contents[0] != contents[1]
+    for content in contents:
+        (tmp_path / "card.jpg").write_bytes(content)
+        comparison = engine.compare(tmp_path / "card.jpg", demo_media.selfie_video, media_settings).comparison
+        assert comparison.similarity is not None
+        assert comparison.similarity >= MATCH
+
+
+def test_unreadable_files_are_rejections(
+    engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "card.jpg").write_bytes(demo_media.genuine_card.read_bytes()[:5000])
+    answers = [
+        engine.compare(tmp_path / "card.jpg", demo_media.selfie_video, media_settings),
+        engine.compare(demo_media.genuine_card, demo_media.not_a_video, media_settings),
+        engine.compare(demo_media.genuine_card, write_video(tmp_path / "square.mp4"), media_settings),
+    ]
+    assert [answer.comparison.rejection for answer in answers] == [
+        Reason.ID_IMAGE_UNREADABLE,
+        Reason.VIDEO_UNREADABLE,
+        Reason.NO_FACE_IN_VIDEO,
+    ]
+
+
+def test_two_people_in_the_video(
+    engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings, tmp_path: Path
+) -> None:
+    genuine, impostor = (portrait.resize((300, 380)) for portrait in portraits(media_settings))
+    both = Image.new("RGB", (640, 400), "white")
+    both.paste(genuine, (10, 10))
+    both.paste(impostor, (330, 10))
+    video = write_pictures(tmp_path / "both.mp4", [np.asarray(both)] * 10)
+    comparison = engine.compare(demo_media.genuine_card, video, media_settings).comparison
+    assert comparison.rejection is Reason.SEVERAL_FACES_IN_VIDEO
+
+
+def test_alignment_equals_opencvs(media_settings: Settings, weights: list[Path], demo_media: DemoMedia) -> None:
+    import cv2
+
+    detector, _ = load_models(engine_config(media_settings), media_settings.weights_dir)
+    opencv = cv2.FaceRecognizerSF.create(str(weights[1]), "")
+    for path in (samples(media_settings)[1], demo_media.genuine_card):
+        image = np.ascontiguousarray(np.asarray(read_id_image(path, media_settings))[:, :, ::-1])
+        (face, *_) = detect(detector, "yunet", image)
+        row = np.concatenate([np.zeros(4), face.points.ravel(), [face.confidence]]).astype(np.float32)
+        expected, found = opencv.alignCrop(image, row), align(image, face.points, (112, 112))
+        difference = np.abs(expected.astype(int) - found.astype(int))
+        assert difference.mean() < 0.1
+        assert difference.max() <= 8
+
+
+def test_embedding_equals_opencvs(engine: FaceEngine, media_settings: Settings, weights: list[Path]) -> None:
+    import cv2
+
+    from tasks.faces.recognition import embed, unit
+
+    picture = np.asarray(portraits(media_settings)[1].resize((112, 112)))
+    crop = np.ascontiguousarray(picture[:, :, ::-1])
+    expected = cv2.FaceRecognizerSF.create(str(weights[1]), "").feature(crop).astype(np.float64)
+    assert engine.device in {"cpu", "cuda"}
+    assert float(np.sum(embed("SFace", [crop]) * unit(expected))) > 0.999
+
+
+def test_picture_of_a_comparison(engine: FaceEngine, demo_media: DemoMedia, media_settings: Settings) -> None:
+    from tasks.faces.models import default_thresholds
+
+    for card in (demo_media.genuine_card, demo_media.faceless_card):
+        compared = engine.compare(card, demo_media.selfie_video, media_settings)
+        content = side_by_side(compared, default_thresholds("SFace", "yunet"), "comparison 0a1b2c")
+        assert content.startswith(b"\x89PNG")
+        assert len(content) < 1_000_000
+
+
+def test_wrong_weights_are_refused(media_settings: Settings, weights: list[Path], tmp_path: Path) -> None:
+    """In a fresh process each, as a process's DeepFace stays with its folder."""
+    settings = Settings(state_dir=tmp_path)
+    settings.weights_dir.mkdir(parents=True)
+    code = """
+from tasks.settings import Settings
+from tasks.faces.engine import load_engine
+from tasks.faces.models import engine_config
+settings = Settings()
+load_engine(engine_config(settings), settings)
+"""
+
+    def run() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"KYCFLOW_STATE_DIR": str(tmp_path), "PYTHONPATH": str(Path.cwd())},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stderr
+
+    assert "is missing. Run `kycflow models pull`" in run()
+    for path in weights:
+        shutil.copy(path, settings.weights_dir)
+    with (settings.weights_dir / weights[1].name).open("ab") as file:
+        file.write(b"x")
+    assert "another SHA-256 than pinned" in run()
+
+
+def test_one_process_stays_with_one_backend(engine: FaceEngine, media_settings: Settings) -> None:
+    other = media_settings.model_copy(update={"backend": "tensorflow"})
+    with pytest.raises(ConfigurationError, match="another process"):
+        load_engine(engine_config(other), other)
+    assert load_engine(engine.config, media_settings) is engine
+
+
+def test_tensorflow_stays_out_of_the_default_engines_process(
+    weights: list[Path], demo_media: DemoMedia, media_settings: Settings
+) -> None:
+    code = """
+import json, sys, warnings
+from pathlib import Path
+from tasks.settings import Settings
+from tasks.faces.engine import load_engine
+from tasks.faces.models import engine_config
+before = list(warnings.filters)
+settings = Settings()
+compared = load_engine(engine_config(settings), settings).compare(Path(sys.argv[1]), Path(sys.argv[2]), settings)
+print(json.dumps([compared.comparison.similarity, "tensorflow" in sys.modules, warnings.filters == before]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(demo_media.genuine_card), str(demo_media.selfie_video)],
+        env={**os.environ, "KYCFLOW_STATE_DIR": str(media_settings.state_dir)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    similarity, tensorflow, filters_kept = json.loads(done.stdout.splitlines()[-1])
+    assert similarity >= MATCH
+    assert not tensorflow
+    assert filters_kept

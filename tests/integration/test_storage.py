@@ -1,0 +1,172 @@
+"""Object store, on a folder and on a real S3 server."""
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from tasks.contracts import StoredFile
+from tasks.errors import ConfigurationError, ObjectChanged, ObjectMissing, StorageUnavailable
+from tasks.settings import Settings
+from tasks.storage import Storage, fetch, hash_file, open_storage
+from tests.s3_server import READER_KEY, READER_SECRET
+
+BIG = 20 * 1024 * 1024  # several parts of a multipart upload
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(b"bytes of a picture")
+    return path
+
+
+def test_what_was_put_comes_back(storage: Storage, source: Path, tmp_path: Path) -> None:
+    storage.check()
+    storage.put("sessions/a/1/id_image/1-a", source)
+    storage.download("sessions/a/1/id_image/1-a", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    assert storage.size("sessions/a/1/id_image/1-a") == source.stat().st_size
+    assert storage.url("sessions/a/1/id_image/1-a").endswith("sessions/a/1/id_image/1-a")
+
+
+def test_a_large_file_comes_back_whole(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(os.urandom(BIG))
+    storage.put("big", tmp_path / "big")
+    storage.download("big", tmp_path / "back")
+    assert hash_file(tmp_path / "back") == hash_file(tmp_path / "big")
+
+
+def test_the_newest_is_the_greatest_name(storage: Storage, source: Path) -> None:
+    for name in ("a/1/2", "a/1/3", "a/1/1", "a/10/9"):
+        storage.put(name, source)
+    assert storage.newest("a/1/") == "a/1/3"
+    assert storage.newest("a/") == "a/10/9"
+    assert storage.newest("a/2/") is None
+
+
+def test_a_missing_object_is_named(storage: Storage, tmp_path: Path) -> None:
+    assert storage.size("not/there") is None
+    with pytest.raises(ObjectMissing, match="not/there"):
+        storage.download("not/there", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_put_replays_its_own_lost_answer_and_keeps_the_first_bytes(
+    storage: Storage, source: Path, tmp_path: Path
+) -> None:
+    storage.put("key", source)
+    (tmp_path / "other").write_bytes(b"other")
+    storage.put("key", tmp_path / "other")
+    assert storage.size("key") == source.stat().st_size
+
+
+def test_two_racers_put_whole_objects(storage: Storage, source: Path) -> None:
+    racers = [threading.Thread(target=storage.put, args=(f"race/{n % 4}", source)) for n in range(16)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(30)
+    assert {storage.size(f"race/{n}") for n in range(4)} == {source.stat().st_size}
+
+
+def test_fetch_refuses_bytes_that_were_not_announced(storage: Storage, source: Path, tmp_path: Path) -> None:
+    storage.put("key", source)
+    sha256, size = hash_file(source)
+    fetch(storage, StoredFile(storage_key="key", sha256=sha256, size_bytes=size), tmp_path / "good")
+    assert (tmp_path / "good").exists()
+    with pytest.raises(ObjectChanged, match="key"):
+        fetch(storage, StoredFile(storage_key="key", sha256="0" * 64, size_bytes=size), tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("key", ["../escape", "/etc/passwd", "a/../../b"])
+def test_no_method_takes_a_key_that_leaves_the_store(storage: Storage, source: Path, key: str) -> None:
+    calls = (
+        lambda: storage.put(key, source),
+        lambda: storage.newest(key),
+        lambda: storage.size(key),
+        lambda: storage.download(key, source),
+        lambda: storage.url(key),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="no storage key"):
+            call()
+
+
+def test_the_same_settings_give_the_same_store(storage_settings: Settings) -> None:
+    assert open_storage(storage_settings) is open_storage(storage_settings)
+
+
+def _every_method(store: Storage, source: Path) -> dict[str, object]:
+    return {
+        "put": lambda: store.put("key", source),
+        "newest": lambda: store.newest("prefix/"),
+        "size": lambda: store.size("key"),
+        "download": lambda: store.download("key", source.with_name("back")),
+        "check": store.check,
+    }
+
+
+METHODS = ["put", "newest", "size", "download", "check"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_server_that_does_not_answer_is_tried_again(
+    method: str, source: Path, monkeypatch: pytest.MonkeyPatch, s3: str
+) -> None:
+    store = open_storage(Settings(storage_url="s3://kycflow", s3_endpoint_url="http://127.0.0.1:9"))
+    with pytest.raises(StorageUnavailable, match="does not answer"):
+        _every_method(store, source)[method]()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_missing_bucket_is_a_matter_of_configuration(method: str, source: Path, s3: str) -> None:
+    store = open_storage(Settings(storage_url="s3://no-such-bucket", s3_endpoint_url=s3))
+    with pytest.raises(ConfigurationError, match="no-such-bucket"):
+        _every_method(store, source)[method]()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("method", ["put", "check"])
+def test_credentials_that_may_not_write_are_a_matter_of_configuration(
+    method: str, source: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
+    store = open_storage(Settings(storage_url=f"s3://kycflow/reader-{method}", s3_endpoint_url=s3))
+    with pytest.raises(ConfigurationError, match="403"):
+        _every_method(store, source)[method]()  # type: ignore[operator]
+
+
+class TestFolder:
+    """What only a folder can do wrong."""
+
+    def test_only_the_owner_may_read(self, tmp_path: Path, source: Path) -> None:
+        open_storage(Settings(storage_url=f"file://{tmp_path}/store")).put("a/b", source)
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "store").rglob("*")}
+        assert modes == {"a": 0o700, "b": 0o600, ".incoming": 0o700}
+        assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700
+
+    def test_a_symbolic_link_does_not_lead_out(self, tmp_path: Path, source: Path) -> None:
+        (tmp_path / "store").mkdir()
+        (tmp_path / "store" / "out").symlink_to(tmp_path)
+        store = open_storage(Settings(storage_url=f"file://{tmp_path}/store"))
+        with pytest.raises(ValueError, match="leads out"):
+            store.size("out/source")
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_folder_that_is_a_file_is_a_matter_of_configuration(
+        self, method: str, tmp_path: Path, source: Path
+    ) -> None:
+        (tmp_path / "store").write_text("")
+        store = open_storage(Settings(storage_url=f"file://{tmp_path}/store"))
+        with pytest.raises(ConfigurationError, match="store"):
+            _every_method(store, source)[method]()  # type: ignore[operator]
+
+    def test_a_source_changed_later_changes_no_object(self, tmp_path: Path, source: Path) -> None:
+        store = open_storage(Settings(storage_url=f"file://{tmp_path}/store"))
+        store.put("key", source)
+        source.write_bytes(b"other")
+        assert store.size("key") == len(b"bytes of a picture")

@@ -1,0 +1,222 @@
+"""Selfie videos: what is accepted, each code, tricks, and the sampler."""
+
+import struct
+import wave
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from tasks.errors import MediaRefused
+from tasks.media import check_selfie_video, sample_frames
+from tasks.settings import Settings
+from tests.media_fixtures import write_video
+
+SETTINGS = Settings()
+FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
+FASTSTART = {"movflags": "+faststart"}
+
+
+def refusal(path: Path, settings: Settings = SETTINGS) -> str:
+    with pytest.raises(MediaRefused) as caught:
+        check_selfie_video(path, settings)
+    assert str(caught.value)[-1] == "."
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec", "options"),
+    [
+        ("mp4", "libx264", {}),
+        ("mp4", "libx264", FASTSTART),
+        ("mp4", "libx264", FRAGMENTED),
+        ("mp4", "libx265", {}),
+        ("mov", "libx264", {}),
+        ("webm", "libvpx", {}),
+        ("webm", "libvpx-vp9", {}),
+        ("webm", "libsvtav1", {}),
+        ("mkv", "libx264", {}),
+    ],
+)
+def test_accepted_and_sampled(tmp_path: Path, ending: str, codec: str, options: dict[str, str]) -> None:
+    path = write_video(tmp_path / f"selfie.{ending}", codec=codec, container_options=options)
+    path = path.rename(tmp_path / "selfie.jpg")  # kind is told by content, not by name
+    check_selfie_video(path, SETTINGS)
+    samples = list(sample_frames(path, 5, SETTINGS))
+    assert [round(moment, 1) for moment, _ in samples] == [0.1, 0.3, 0.5, 0.7, 0.9]
+    squares = [int(pixels[20].sum(axis=1).argmax()) for _, pixels in samples]
+    assert squares == sorted(set(squares))
+    assert {pixels.shape for _, pixels in samples} == {(120, 160, 3)}
+
+
+def test_empty_and_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "selfie.mp4"
+    path.write_bytes(b"")
+    assert refusal(path) == "EMPTY"
+    assert refusal(write_video(path), Settings(max_selfie_video_bytes=1024)) == "TOO_LARGE"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"This is a text file.\n",
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.mp4\n#EXT-X-ENDLIST\n",
+        b"ffconcat version 1.0\nfile other.mp4\n",
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+        b"\x89PNG\r\n\x1a\n" + bytes(50),
+        b"GIF89a" + bytes(50),
+        b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(50),
+        b"RIFF\x40\x00\x00\x00AVI LIST" + bytes(50),
+    ],
+    ids=["text", "playlist", "concat", "sdp", "png", "gif", "heic", "avi"],
+)
+def test_other_kinds_are_refused(tmp_path: Path, content: bytes) -> None:
+    write_video(tmp_path / "other.mp4")  # what the tricks point to
+    path = tmp_path / "selfie.mp4"
+    path.write_bytes(content)
+    assert refusal(path) == "NOT_A_VIDEO"
+
+
+def test_a_name_is_never_taken_for_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("concat:other.mp4", "https:selfie.mp4", "subfile,,start,0,end,9,,:x"):
+        check_selfie_video(write_video(tmp_path / "made.mp4").rename(name), SETTINGS)
+
+
+def test_a_playlist_behind_a_signature_opens_no_other_file(tmp_path: Path) -> None:
+    write_video(tmp_path / "other.mp4")
+    path = tmp_path / "selfie.mp4"
+    path.write_bytes(b"\x00\x00\x00\x10ftypisom\x00\x00\x00\x00#EXTM3U\n#EXTINF:1,\nother.mp4\n")
+    assert refusal(path) == "VIDEO_UNREADABLE"
+
+
+@pytest.mark.parametrize(("box", "at"), [(b"stsz", 8), (b"stts", 12), (b"elst", 8)])
+def test_an_index_that_claims_millions_of_frames(tmp_path: Path, box: bytes, at: int) -> None:
+    """FFmpeg would take gigabytes for it; the file has a few thousand bytes."""
+    path = write_video(tmp_path / "selfie.mp4")
+    content = bytearray(path.read_bytes())
+    found = content.index(box) + at
+    content[found : found + 8] = struct.pack(">II", 30_000_000, 30_000_000)
+    path.write_bytes(content)
+    assert refusal(path) == "VIDEO_UNREADABLE"
+
+
+def test_an_index_that_is_compressed(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "selfie.mp4")
+    path.write_bytes(path.read_bytes() + struct.pack(">I4sI4s", 16, b"moov", 8, b"cmov"))
+    assert refusal(path) == "VIDEO_UNREADABLE"
+
+
+def test_sound_only(tmp_path: Path) -> None:
+    path = tmp_path / "selfie.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert refusal(path) == "VIDEO_WITHOUT_FRAMES"
+
+
+def test_a_sound_file_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "selfie.mp4"
+    with wave.open(str(path), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(8000)
+        sound.writeframes(bytes(16000))
+    assert refusal(path) == "NOT_A_VIDEO"
+
+
+def test_too_long(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "selfie.mp4", frames=45)
+    check_selfie_video(path, Settings(max_selfie_video_seconds=1.5))
+    assert refusal(path, Settings(max_selfie_video_seconds=1.4)) == "VIDEO_TOO_LONG"
+
+
+def test_too_long_though_the_container_says_otherwise(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "selfie.mp4", frames=90)
+    content = bytearray(path.read_bytes())
+    for box, duration_at in ((b"mvhd", 20), (b"tkhd", 24), (b"mdhd", 20), (b"elst", 12)):
+        at = content.index(box) + duration_at
+        content[at : at + 4] = struct.pack(">I", 1)
+    path.write_bytes(content)
+    assert refusal(path, Settings(max_selfie_video_seconds=2)) == "VIDEO_TOO_LONG"
+
+
+def test_too_many_frames_in_a_short_time(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "selfie.mp4", frames=300, rate=1000, size=(32, 32))
+    assert refusal(path, Settings(max_selfie_video_seconds=1)) == "VIDEO_TOO_LONG"
+
+
+def test_too_many_pixels(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "selfie.mp4", frames=2)
+    assert refusal(path, Settings(max_selfie_video_pixels=19_199)) == "VIDEO_TOO_MANY_PIXELS"
+    check_selfie_video(path, Settings(max_selfie_video_pixels=19_200))
+
+
+def test_codecs_that_no_phone_uses_stay_closed(tmp_path: Path) -> None:
+    assert refusal(write_video(tmp_path / "selfie.mkv", codec="ffv1")) == "VIDEO_UNREADABLE"
+
+
+def test_frames_that_do_not_decode(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "selfie.mp4", container_options=FASTSTART)
+    content = path.read_bytes()
+    at = content.index(b"mdat") + 4
+    path.write_bytes(content[:at] + bytes(len(content) - at))
+    assert refusal(path) == "VIDEO_UNREADABLE"
+    with pytest.raises(MediaRefused, match="No frame"):
+        list(sample_frames(path, 5, SETTINGS))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    ("ending", "codec", "options"),
+    [
+        ("mp4", "libx264", {}),
+        ("mp4", "libx264", FASTSTART),
+        ("mp4", "libx264", FRAGMENTED),
+        ("webm", "libvpx", {}),
+        ("mkv", "libx264", {}),
+    ],
+    ids=["index-last", "index-first", "fragmented", "webm", "mkv"],
+)
+def test_truncated(tmp_path: Path, ending: str, codec: str, options: dict[str, str], share: float) -> None:
+    path = write_video(tmp_path / f"selfie.{ending}", size=(320, 240), codec=codec, container_options=options)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    assert refusal(path) == "TRUNCATED"
+
+
+def test_frames_missing_behind_an_index_are_noticed(tmp_path: Path) -> None:
+    """Cut at the boundary between two boxes, where no box is incomplete."""
+    path = write_video(tmp_path / "selfie.mp4", container_options=FASTSTART)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"mdat") - 4])
+    assert refusal(path) in {"TRUNCATED", "VIDEO_WITHOUT_FRAMES", "VIDEO_UNREADABLE"}
+
+
+def test_sampler_uses_what_is_there_of_a_truncated_video(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "selfie.mp4", frames=60, size=(320, 240), container_options=FASTSTART)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * 0.7)])
+    assert 1 <= len(list(sample_frames(path, 10, SETTINGS))) <= 10
+
+
+def test_fewer_frames_than_asked_for_are_given_once(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "selfie.mp4", frames=3)
+    assert [round(moment * 30) for moment, _ in sample_frames(path, 10, SETTINGS)] == [0, 1, 2]
+
+
+def test_rotation_is_undone(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "selfie.mp4", frames=2)
+    (_, plain), *_ = sample_frames(path, 1, SETTINGS)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44  # the display matrix, ISO/IEC 14496-12, 8.3.2
+    turned = (0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)  # as phones write: show it turned 90 degrees clockwise
+    content[at : at + 36] = struct.pack(">9i", *turned)
+    path.write_bytes(content)
+    (_, upright), *_ = sample_frames(path, 1, SETTINGS)
+    assert upright.shape == (160, 120, 3)
+    assert np.array_equal(upright, np.rot90(plain, -1))
