@@ -39,6 +39,10 @@ class UploadClient:
             body["deadline_seconds"] = deadline_seconds
         return self._call("POST", "/sessions", json=body)
 
+    def next_attempt(self, session_id: str) -> dict[str, Any]:
+        """A further attempt, once the last one is decided."""
+        return self._call("POST", f"/sessions/{session_id}/attempts")
+
     def upload(
         self, session_id: str, kind: str, path: Path, sent: Callable[[int], None] = lambda _: None
     ) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,11 +10,12 @@ from typing import Literal
 import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import BaseModel
 from sqlalchemy import text
 
 from deployments.provision import POOLS
-from deployments.stack import running
+from deployments.stack import Addresses, running
 from tasks.database import database_for
 from tasks.decision import thresholds_for
 from tasks.dispatch import COMPARE_FACES, VERIFY_SESSION, prefect_api
@@ -38,8 +38,12 @@ def examine(settings: Settings) -> list[Finding]:
     """Look at everything that kycflow needs on this machine. Never raises; looks only, changes nothing but a database
     in the state folder, which brings itself up to date."""
     found = running(settings)
-    if found is not None:
-        os.environ["PREFECT_API_URL"] = found.prefect_api
+    prefect = {} if found is None else {PREFECT_API_URL: found.prefect_api}
+    with temporary_settings(prefect):
+        return _examine(settings, found)
+
+
+def _examine(settings: Settings, found: Addresses | None) -> list[Finding]:
     return [
         _python(),
         _checked("Database", settings.database_url or "SQLite in the state folder", lambda: _database(settings)),

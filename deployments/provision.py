@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -39,8 +40,8 @@ async def create_pools(pool_type: str = "process") -> None:
                     continue  # another `kycflow deploy` was faster
 
 
-def deploy() -> None:
-    """Apply prefect.yaml with Prefect's own command.
+def deploy(environment: Mapping[str, str] | None = None) -> None:
+    """Apply prefect.yaml with Prefect's own command, in this process' environment unless another is given.
 
     Raises:
         ConfigurationError: the command failed; the message holds what it said.
@@ -48,6 +49,7 @@ def deploy() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_YAML)],
         cwd=PREFECT_YAML.parent,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

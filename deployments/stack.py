@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 from filelock import FileLock, Timeout
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.provision import POOLS, create_pools, deploy
 from tasks.database import database_for
@@ -68,6 +69,7 @@ class Stack:
         self._settings = settings
         self._logs = settings.state_dir / "logs"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._environment: dict[str, str] = {}
         self._lock = FileLock(settings.state_dir / "stack.lock")
         self.addresses: Addresses
 
@@ -100,12 +102,12 @@ class Stack:
         self.addresses = Addresses(
             prefect_ui=f"http://{host}:{prefect_port}", upload_api=f"http://{host}:{api_port}", pid=os.getpid()
         )
-        # This process deploys through the same server and settings as its children use.
-        os.environ.update(environment(settings, self.addresses))
+        self._environment = {**os.environ, **environment(settings, self.addresses)}
 
         self._run("prefect-server", "deployments.prefect_server", "--host", host, "--port", str(prefect_port))
         self._wait_for("prefect-server", f"{self.addresses.prefect_api}/health")
-        asyncio.run(create_pools())
+        with temporary_settings({PREFECT_API_URL: self.addresses.prefect_api}):
+            asyncio.run(create_pools())
         for pool, *_ in POOLS:
             self._run(f"worker-{pool}", "prefect", "worker", "start", "--pool", pool, "--name", f"{pool}-1")
         self._run(
@@ -113,7 +115,7 @@ class Stack:
             *("uvicorn", "--factory", "deployments.upload_service.app:create_app"),
             *("--host", host, "--port", str(api_port), "--no-access-log"),
         )
-        deploy()
+        deploy(self._environment)
         self._wait_for("upload-service", f"{self.addresses.upload_api}/health")
         (settings.state_dir / "stack.json").write_text(json.dumps(asdict(self.addresses)))
 
@@ -125,6 +127,7 @@ class Stack:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._settings.state_dir,
+                env=self._environment,
                 # Ctrl-C in the terminal reaches this process only, which then stops the others in order.
                 start_new_session=True,
             )
@@ -196,7 +199,6 @@ def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
 def stack_or_running(settings: Settings) -> Iterator[Addresses]:
     """The system that runs already, left running; else one started now and stopped at the end."""
     if (found := running(settings)) is not None:
-        os.environ.update(environment(settings, found))
         yield found
         return
     with Stack(settings) as stack:

@@ -24,7 +24,7 @@ def next_look(now: datetime, created_at: datetime, deadline_at: datetime, first:
     return min(now + timedelta(seconds=min(max(waited / 2, first), longest)), deadline_at)
 
 
-class _QuietWaiting(logging.Filter):
+class QuietWaiting(logging.Filter):
     """Prefect logs the end of an execution that waits at ERROR; waiting is ordinary."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -54,5 +54,5 @@ async def wait_for_files(attempt: Attempt) -> NoReturn:
         if (await find_files(attempt.session_id, attempt.attempt)).complete:
             state = Scheduled(scheduled_time=now, message="Both files are there")
             await client.set_flow_run_state(run_id, state)
-    logging.getLogger("prefect.flow_runs").addFilter(_QuietWaiting())
+    logging.getLogger("prefect.flow_runs").addFilter(QuietWaiting())
     raise Pause(state=state)

@@ -1,0 +1,139 @@
+"""The whole system as a user starts it: `kycflow up` as a process of its own, in a fresh state folder."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, FlowRunFilterParentTaskRunId
+from prefect.client.schemas.objects import FlowRun
+from sqlalchemy import Engine
+
+from deployments.client import UploadClient
+from deployments.stack import Addresses, running
+from tasks.database import database_for
+from tasks.settings import Settings
+
+START_SECONDS = 180
+DECISION_SECONDS = 300
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class System:
+    """A running system, its settings, and the environment that a user's shell would have."""
+
+    addresses: Addresses
+    settings: Settings
+    environment: Mapping[str, str]
+
+    @property
+    def database(self) -> Engine:
+        """kycflow's own database."""
+        return database_for(self.settings)
+
+    def client(self) -> UploadClient:
+        """A client of its upload API."""
+        return UploadClient(self.addresses.upload_api, self.settings)
+
+    def prefect(self, call: Callable[[PrefectClient], Awaitable[T]]) -> T:
+        """Ask its Prefect API something."""
+
+        async def ask() -> T:
+            async with PrefectClient(self.addresses.prefect_api) as client:
+                return await call(client)
+
+        return asyncio.run(ask())
+
+    def session_runs(self, session_id: str) -> list[FlowRun]:
+        """The flow runs of a session, whoever started them."""
+        named = FlowRunFilter(name=FlowRunFilterName(like_=f"{session_id} attempt"))
+        return self.prefect(lambda client: client.read_flow_runs(flow_run_filter=named, limit=200))
+
+    def all_runs(self) -> list[FlowRun]:
+        """Every flow run that is not a task's shadow."""
+        top = FlowRunFilter(parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=None))
+        return self.prefect(lambda client: client.read_flow_runs(flow_run_filter=top, limit=200))
+
+    def ended_run(self, run_id: object) -> FlowRun:
+        """A flow run once it has ended."""
+
+        def look() -> FlowRun | None:
+            run = self.prefect(lambda client: client.read_flow_run(run_id))  # type: ignore[arg-type]
+            return run if run.state is not None and run.state.is_final() else None
+
+        return eventually(look)
+
+    def kycflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line as a user of this system."""
+        return subprocess.run(
+            [sys.executable, "-m", "deployments.cli", *arguments],
+            env=dict(self.environment),
+            capture_output=True,
+            text=True,
+            timeout=DECISION_SECONDS,
+            check=False,
+        )
+
+
+def eventually(look: Callable[[], T | None], seconds: float = DECISION_SECONDS) -> T:
+    """What `look` finds, as soon as it finds something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (found := look()) is not None:
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"Not seen within {seconds} s.")
+
+
+@contextmanager
+def kycflow_up(state_dir: Path, weights_dir: Path, **variables: str) -> Iterator[System]:
+    """Start `kycflow up`, wait until it is ready; stop it with Ctrl-C's signal and see that no process is left."""
+    state_dir.mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("KYCFLOW_", "PREFECT_"))}
+    environment |= {
+        "KYCFLOW_STATE_DIR": str(state_dir),
+        "KYCFLOW_MODELS_FOLDER": str(weights_dir),
+        "KYCFLOW_FIRST_LOOK_SECONDS": "5",
+        **variables,
+    }
+    with (state_dir / "up.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deployments.cli", "up"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    settings = Settings(
+        state_dir=state_dir,
+        database_url=variables.get("KYCFLOW_DATABASE_URL"),
+        storage_url=variables.get("KYCFLOW_STORAGE_URL"),
+        s3_endpoint_url=variables.get("KYCFLOW_S3_ENDPOINT_URL"),  # type: ignore[arg-type]
+    )
+
+    def ready() -> Addresses | None:
+        assert process.poll() is None, (state_dir / "up.log").read_text()
+        return running(settings)
+
+    started: list[psutil.Process] = []
+    try:
+        yield System(eventually(ready, START_SECONDS), settings, environment)
+    finally:
+        if process.poll() is None:
+            started = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGINT)
+        code = process.wait(60)
+    assert len(started) >= 4, "Server, two workers and the upload service should have been running."
+    left = [child for child in started if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert left == [], "Ctrl-C left processes behind."
+    assert code == 0, (state_dir / "up.log").read_text()
