@@ -1,9 +1,6 @@
 """One comparison of an ID card's face with the face in a selfie video, on a worker that has the engine."""
 
-from typing import Annotated
-
 from prefect import flow
-from pydantic import Field
 
 from tasks.comparison import compute_comparison, store_comparison
 from tasks.contracts import Comparison, EngineConfig, StoredFile, comparison_key
@@ -13,15 +10,18 @@ from tasks.settings import Settings
 
 @flow(name="compare-faces")
 def compare_faces(
-    reference: Annotated[StoredFile, Field(title="ID image", description="The stored ID image.")],
-    probe: Annotated[StoredFile, Field(title="Selfie video", description="The stored selfie video.")],
-    engine: Annotated[
-        EngineConfig | None, Field(title="Engine", description="Empty: as this worker is configured.")
-    ] = None,
+    reference: StoredFile,
+    probe: StoredFile,
+    engine: EngineConfig | None = None,
 ) -> Comparison:
     """Compare two stored files and store the result under the comparison's key, once.
 
     Repeated, it finds the row and computes nothing: the row counts how often its computation was started.
+
+    Args:
+        reference: The stored ID image.
+        probe: The stored selfie video.
+        engine: The engine's configuration. Empty: as this worker is configured.
     """
     engine = engine or engine_config(Settings())
     key = comparison_key(reference.sha256, probe.sha256, engine)

@@ -21,21 +21,19 @@ from tasks.waiting import wait_for_files
 async def verify_session(
     session_id: SessionId,
     attempt: AttemptNumber = 1,
-    deadline_seconds: Annotated[
-        int | None,
-        Field(
-            ge=5,
-            le=604_800,
-            title="Deadline in seconds",
-            description="How long to wait for both files. Only counts where the session is not known yet.",
-        ),
-    ] = None,
+    deadline_seconds: Annotated[int, Field(ge=5, le=604_800)] | None = None,
 ) -> State[Any]:
     """Check that the person in a session's selfie video is the person on its ID card.
 
     Ends in a state named after the decision: Match, Review, NoMatch, Rejected or Expired. While a file is missing the
     run waits as `AwaitingFiles`, without a process, until an upload wakes it, its next look is due, or its deadline is
     over. Running it again gives the decision that is there.
+
+    Args:
+        session_id: The session, as its client named it: a-z, 0-9, '-' and '_', at most 64, a letter or digit first.
+        attempt: 1 for the session's first pair of files, 2 for the next, and so on.
+        deadline_seconds: How long to wait for both files, in seconds. Only counts for a session that is not known yet;
+            empty means the configured default.
     """
     found = await open_session_attempt(session_id, attempt, deadline_seconds)
     comparison = None

@@ -13,18 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 SESSION_ID_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
-SessionId = Annotated[
-    str,
-    StringConstraints(pattern=SESSION_ID_PATTERN),
-    Field(
-        title="Session",
-        description="Chosen by the client: 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit.",
-        examples=["7f9c24e8-3b1d"],
-    ),
-]
-AttemptNumber = Annotated[
-    int, Field(ge=1, le=1000, title="Attempt", description="1 for a session's first pair of files, 2 for the next.")
-]
+SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)]
+AttemptNumber = Annotated[int, Field(ge=1, le=1000)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 

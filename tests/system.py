@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from uuid import UUID
 
 import psutil
 from prefect.client.orchestration import PrefectClient
@@ -64,11 +65,11 @@ class System:
         top = FlowRunFilter(parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=None))
         return self.prefect(lambda client: client.read_flow_runs(flow_run_filter=top, limit=200))
 
-    def ended_run(self, run_id: object) -> FlowRun:
+    def ended_run(self, run_id: UUID) -> FlowRun:
         """A flow run once it has ended."""
 
         def look() -> FlowRun | None:
-            run = self.prefect(lambda client: client.read_flow_run(run_id))  # type: ignore[arg-type]
+            run = self.prefect(lambda client: client.read_flow_run(run_id))
             return run if run.state is not None and run.state.is_final() else None
 
         return eventually(look)
@@ -118,7 +119,7 @@ def kycflow_up(state_dir: Path, weights_dir: Path, **variables: str) -> Iterator
         state_dir=state_dir,
         database_url=variables.get("KYCFLOW_DATABASE_URL"),
         storage_url=variables.get("KYCFLOW_STORAGE_URL"),
-        s3_endpoint_url=variables.get("KYCFLOW_S3_ENDPOINT_URL"),  # type: ignore[arg-type]
+        s3_endpoint_url=variables.get("KYCFLOW_S3_ENDPOINT_URL"),
     )
 
     def ready() -> Addresses | None:

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 from tasks.waiting import QuietWaiting, next_look
 
@@ -20,9 +21,9 @@ def looks(first: float = 10, longest: float = 300) -> list[float]:
 
 def test_intervals_grow_from_the_first_to_the_longest_and_end_at_the_deadline() -> None:
     moments = looks()
-    intervals = [round(later - earlier, 3) for earlier, later in zip([0.0, *moments], moments, strict=False)]
+    intervals = [round(later - earlier, 3) for earlier, later in pairwise([0.0, *moments])]
     assert intervals[0] == 10
-    assert all(earlier <= later for earlier, later in zip(intervals[:-2], intervals[1:-1], strict=True))
+    assert all(earlier <= later for earlier, later in pairwise(intervals[:-1]))
     assert max(intervals) == 300
     assert moments[-1] == 3600
 

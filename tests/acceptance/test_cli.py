@@ -1,0 +1,66 @@
+"""The command line against a running system."""
+
+import json
+import re
+from pathlib import Path
+
+from deployments.demo_media import DemoMedia
+from tests.system import System
+
+
+def test_the_demo_shows_every_decision_as_expected(system: System) -> None:
+    done = system.kycflow("demo", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = json.loads(done.stdout)
+    assert {outcome["actual"] for outcome in outcomes} == {"match", "no_match", "rejected", "refused", "expired"}
+    assert all(outcome["right"] for outcome in outcomes)
+    pictures = [Path(outcome["picture"]) for outcome in outcomes if outcome["similarity"] is not None]
+    assert len(pictures) == 3
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_submit_ends_with_0_for_a_match_and_1_for_another_decision(
+    system: System, demo_media: DemoMedia, session_id: str
+) -> None:
+    match = system.kycflow("submit", str(demo_media.genuine_card), str(demo_media.selfie_video), "--json")
+    assert match.returncode == 0, match.stderr
+    assert json.loads(match.stdout)["decision"] == "match"
+    other = system.kycflow(
+        "submit", str(demo_media.impostor_card), str(demo_media.selfie_video), "--session", session_id
+    )
+    assert other.returncode == 1, other.stderr
+    assert "no_match" in other.stdout
+
+    status = system.kycflow("status", session_id, "--json")
+    assert status.returncode == 0, status.stderr
+    assert json.loads(status.stdout)["reason"] == "SIMILARITY_INSUFFICIENT"
+
+
+def test_a_refusal_is_one_clear_line_and_exit_code_2(system: System, demo_media: DemoMedia) -> None:
+    refused = system.kycflow("submit", str(demo_media.selfie_video), str(demo_media.selfie_video))
+    assert refused.returncode == 2
+    assert re.search(r"error: NOT_AN_IMAGE: .+", refused.stderr)
+    assert "Traceback" not in refused.stderr
+
+    unknown = system.kycflow("status", "nobody")
+    assert (unknown.returncode, "UNKNOWN_SESSION" in unknown.stderr) == (2, True)
+
+
+def test_doctor_finds_a_running_system_in_order(system: System) -> None:
+    done = system.kycflow("doctor", "--json")
+    findings = json.loads(done.stdout)
+    assert done.returncode == 0, findings
+    assert {"Prefect", "Deployment", "Work pool", "Upload API", "Weights", "Database"} <= {f["what"] for f in findings}
+    assert all(finding["state"] == "ok" for finding in findings)
+
+
+def test_a_second_system_in_the_same_folder_is_refused(system: System) -> None:
+    second = system.kycflow("up")
+    assert second.returncode == 2
+    assert "already runs" in second.stderr
+
+
+def test_deploying_again_changes_nothing(system: System) -> None:
+    environment = dict(system.environment) | {"PREFECT_API_URL": system.addresses.prefect_api}
+    again = System(system.addresses, system.settings, environment).kycflow("deploy")
+    assert again.returncode == 0, again.stderr

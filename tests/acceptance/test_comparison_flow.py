@@ -1,0 +1,124 @@
+"""The comparison's flow, run in this process against a real Prefect server, with the real engine."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
+from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from sqlalchemy import delete
+
+from deployments.demo_media import DemoMedia
+from flows.compare_faces import compare_faces
+from tasks.contracts import FileKind, StoredFile
+from tasks.database import database_for
+from tasks.database.engine import writing
+from tasks.database.schema import upgrade
+from tasks.database.tables import ComparisonRow
+from tasks.errors import ObjectChanged, ObjectMissing, StorageUnavailable
+from tasks.settings import Settings
+from tasks.storage import open_storage
+from tasks.storage.files import hash_file
+from tasks.storage.keys import new_file_key
+from tests.databases import sqlite_url
+from tests.system import System, eventually
+
+
+@pytest.fixture
+def worker(
+    system: System, media_settings: Settings, weights: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """This process as a GPU worker with a database, storage and results of its own."""
+    del weights  # are in place
+    monkeypatch.setenv("KYCFLOW_STATE_DIR", str(media_settings.state_dir))
+    monkeypatch.setenv("KYCFLOW_STORAGE_URL", f"file://{tmp_path}/storage")
+    monkeypatch.setenv("KYCFLOW_DATABASE_URL", sqlite_url(tmp_path))
+    upgrade(sqlite_url(tmp_path))
+    with temporary_settings(
+        {PREFECT_API_URL: system.addresses.prefect_api, PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results"}
+    ):
+        yield
+
+
+def stored(path: Path, kind: FileKind) -> StoredFile:
+    """The file, put into storage."""
+    key = new_file_key("session", 1, kind)
+    open_storage(Settings()).put(key, path)
+    sha256, size_bytes = hash_file(path)
+    return StoredFile(storage_key=key, sha256=sha256, size_bytes=size_bytes)
+
+
+@pytest.fixture
+def pair(worker: None, demo_media: DemoMedia) -> tuple[StoredFile, StoredFile]:
+    """A genuine pair in storage."""
+    return stored(demo_media.genuine_card, FileKind.ID_IMAGE), stored(demo_media.selfie_video, FileKind.SELFIE_VIDEO)
+
+
+def task_runs(system: System, flow_run_id: uuid.UUID | None, count: int) -> dict[str, TaskRun]:
+    """The ended task runs of a flow run, by name; the server learns of them from events, a little later."""
+    assert flow_run_id is not None
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+
+    def look() -> dict[str, TaskRun] | None:
+        runs = system.prefect(lambda client: client.read_task_runs(flow_run_filter=of_run))
+        ended = {run.name.rsplit("-", 1)[0]: run for run in runs if run.state and run.state.is_final()}
+        return ended if len(ended) == count else None
+
+    return eventually(look, 60)
+
+
+def test_a_comparison_is_computed_once_and_found_afterwards(
+    pair: tuple[StoredFile, StoredFile], system: System
+) -> None:
+    first = compare_faces(*pair)
+    assert first.result.similarity is not None
+    assert first.result.similarity >= 0.416
+    assert first.computations == 1
+    again = compare_faces(*pair, return_state=True)
+    assert again.result() == first
+    runs = task_runs(system, again.state_details.flow_run_id, 2)
+    assert runs["compute comparison"].state_name == "Cached"
+
+
+def test_a_row_lost_after_its_computation_is_stored_again_without_computing(
+    pair: tuple[StoredFile, StoredFile],
+) -> None:
+    first = compare_faces(*pair)
+    with writing(database_for(Settings())) as session:
+        session.execute(delete(ComparisonRow))
+    again = compare_faces(*pair)
+    assert again.result == first.result
+    assert again.computations == 1
+
+
+def test_a_row_without_a_cached_result_is_found_too(pair: tuple[StoredFile, StoredFile], tmp_path: Path) -> None:
+    first = compare_faces(*pair)
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / "other-results"}):
+        assert compare_faces(*pair) == first
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [("storage_key", "sessions/session/1/id_image/gone", ObjectMissing), ("sha256", "0" * 64, ObjectChanged)],
+)
+def test_what_trying_again_does_not_mend_fails_at_the_first_try(
+    field: str, value: str, error: type[Exception], pair: tuple[StoredFile, StoredFile], system: System
+) -> None:
+    reference, probe = pair
+    state = compare_faces(reference.model_copy(update={field: value}), probe, return_state=True)
+    assert isinstance(state.result(raise_on_failure=False), error)
+    assert task_runs(system, state.state_details.flow_run_id, 1)["compute comparison"].run_count == 1
+
+
+def test_storage_that_does_not_answer_is_tried_three_times(
+    pair: tuple[StoredFile, StoredFile], system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KYCFLOW_STORAGE_URL", "s3://kycflow/nowhere")
+    monkeypatch.setenv("KYCFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")  # discard: nothing listens there
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    state = compare_faces(*pair, return_state=True)
+    assert isinstance(state.result(raise_on_failure=False), StorageUnavailable)
+    assert task_runs(system, state.state_details.flow_run_id, 1)["compute comparison"].run_count == 3

@@ -1,0 +1,107 @@
+"""What Prefect's server of a running system holds up, shows, and does not contain."""
+
+import asyncio
+import base64
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deployments.demo_media import DemoMedia
+from deployments.provision import POOLS
+from tests.acceptance.test_sessions import verify
+from tests.system import System
+
+DEPLOYMENTS = {"verify-session": "sessions", "compare-faces": "gpu", "sweep-sessions": "sessions"}
+
+
+def deployment(system: System, name: str) -> dict[str, object]:
+    """A deployment as the UI reads it."""
+    answer = httpx.get(f"{system.addresses.prefect_api}/deployments/name/{name}/{name}")
+    answer.raise_for_status()
+    found: dict[str, object] = answer.json()
+    return found
+
+
+def test_fifty_flow_runs_created_at_once_are_all_taken(system: System) -> None:
+    """Fails with Prefect's own SQLite transactions (503); see deployments/prefect_server.py."""
+    create = f"/deployments/{deployment(system, 'verify-session')['id']}/create_flow_run"
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    state = {"type": "SCHEDULED", "name": "AwaitingFiles", "state_details": {"scheduled_time": later}}
+
+    async def burst() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=system.addresses.prefect_api, timeout=60) as client:
+            bodies = [{"parameters": {"session_id": f"many-{uuid.uuid4().hex[:8]}"}, "state": state} for _ in range(50)]
+            answers = await asyncio.gather(*(client.post(create, json=body) for body in bodies))
+            for answer in answers:
+                await client.delete(f"/flow_runs/{answer.json()['id']}")
+            return answers
+
+    assert [answer.status_code for answer in asyncio.run(burst())] == [201] * 50
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_deployment_explains_itself_in_the_ui(name: str, system: System) -> None:
+    found = deployment(system, name)
+    assert found["work_pool_name"] == DEPLOYMENTS[name]
+    assert len(str(found["description"])) > 40
+    assert "kycflow" in found["tags"]  # type: ignore[operator]
+    assert found["version"] == "0.1.0"
+
+
+def test_every_parameter_of_the_form_has_a_title_and_a_description(system: System) -> None:
+    for name in ("verify-session", "compare-faces"):
+        schema = deployment(system, name)["parameter_openapi_schema"]
+        assert isinstance(schema, dict)
+        for parameter in schema["properties"].values():
+            assert parameter.get("title"), (name, parameter)
+            assert parameter.get("description"), (name, parameter)
+
+
+@pytest.mark.parametrize("parameters", [{"session_id": "../etc"}, {"session_id": "a", "attempt": 0}, {}])
+def test_the_form_refuses_what_the_flow_would(parameters: dict[str, object], system: System) -> None:
+    create = f"{system.addresses.prefect_api}/deployments/{deployment(system, 'verify-session')['id']}/create_flow_run"
+    assert httpx.post(create, json={"parameters": parameters}).status_code == 409
+
+
+def test_the_sweep_has_its_schedule_and_runs_are_planned(system: System) -> None:
+    schedules = deployment(system, "sweep-sessions")["schedules"]
+    assert isinstance(schedules, list)
+    assert [schedule["active"] for schedule in schedules] == [True]
+    planned = httpx.post(
+        f"{system.addresses.prefect_api}/flow_runs/filter",
+        json={"deployments": {"name": {"any_": ["sweep-sessions"]}}, "limit": 5},
+    ).json()
+    assert planned
+
+
+def test_pools_have_their_limits(system: System) -> None:
+    for name, limit, _ in POOLS:
+        pool = httpx.get(f"{system.addresses.prefect_api}/work_pools/{name}").json()
+        assert pool["concurrency_limit"] == limit
+
+
+def written(folder: Path) -> bytes:
+    """Everything Prefect has written: its database with its journal, stored results."""
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_prefect_stores_no_picture_embedding_or_file_content(
+    system: System, demo_media: DemoMedia, session_id: str
+) -> None:
+    verify(system, session_id, demo_media.genuine_card, demo_media.selfie_video)
+    prefect = written(system.settings.state_dir / "prefect")
+    logs = written(system.settings.state_dir / "logs")
+    assert session_id.encode() in prefect, "The session's own run is there, so the search looks in the right place."
+    for path in (demo_media.genuine_card, demo_media.selfie_video):
+        content = path.read_bytes()
+        for start in range(1000, len(content) - 100, len(content) // 7):
+            piece = content[start : start + 48]
+            for form in (piece, base64.b64encode(piece), piece.hex().encode()):
+                assert form not in prefect
+                assert form not in logs
+    for word in (b"embedding", b"JFIF", b"\x89PNG", b"ftypisom"):
+        assert word not in prefect, word
+        assert word not in logs, word
