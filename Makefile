@@ -38,9 +38,12 @@ lint: $(READY)  ## ruff, mypy (strict), the layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-lock:  ## renew requirements.lock (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-annotate \
-	  --no-header --upgrade --output-file requirements.lock
+COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
+lock:  ## renew both lock files (needs uv)
+	$(COMPILE) --upgrade --extra dev --output-file requirements.lock
+	@# onnxruntime-gpu brings the same module as onnxruntime: only one of the two may be installed.
+	@mkdir -p $(STATE) && echo "onnxruntime ; sys_platform == 'never'" > $(STATE)/cuda-overrides.txt
+	$(COMPILE) --upgrade --extra cuda --override $(STATE)/cuda-overrides.txt --output-file requirements-cuda.lock
 
 clean:  ## remove everything this project wrote
 	rm -rf $(STATE)

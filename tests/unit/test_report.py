@@ -1,0 +1,77 @@
+"""What a run shows in the Prefect UI when it has ended."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from tasks.contracts import (
+    Comparison,
+    Decision,
+    DecisionKind,
+    EngineConfig,
+    FaceComparison,
+    FrameScore,
+    Reason,
+    Thresholds,
+)
+from tasks.report import final_state, markdown
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+DECISION = Decision(
+    session_id="abc_1",
+    attempt=2,
+    decision=DecisionKind.REVIEW,
+    reason=Reason.SIMILARITY_IN_REVIEW_BAND,
+    similarity=0.4,
+    thresholds=Thresholds(match=0.416, review=0.358),
+    comparison_key="c" * 64,
+    decided_at=NOON,
+)
+COMPARISON = Comparison(
+    comparison_key="c" * 64,
+    result=FaceComparison(
+        similarity=0.4,
+        frames=(FrameScore(time_seconds=1.5, similarity=0.39, confidence=0.97),),
+        frames_looked_at=10,
+        seconds={"decode": 0.1, "total": 0.6},
+    ),
+    engine=EngineConfig(weights_sha256={"face.onnx": "d" * 64}),
+    picture_key="comparisons/c/faces.png",
+    computations=1,
+    started_at=NOON,
+    finished_at=NOON,
+)
+
+
+@pytest.mark.parametrize("kind", DecisionKind)
+def test_every_decision_is_a_completed_run_with_a_name_of_its_own(kind: DecisionKind) -> None:
+    state = final_state(DECISION.model_copy(update={"decision": kind}))
+    assert state.is_completed()
+    assert state.name == kind.value.title().replace("_", "")
+
+
+def test_the_artifact_says_what_was_decided_why_and_from_what() -> None:
+    text = markdown(DECISION, COMPARISON)
+    for piece in (
+        "`abc_1`, attempt 2",
+        "**Review**",
+        "SIMILARITY_IN_REVIEW_BAND",
+        "**0.400**",
+        "match from 0.416, review from 0.358",
+        "1 used of 10 looked at",
+        "SFace with yunet",
+        "face.onnx `dddddddddddd…`",
+        "total 0.60 s",
+        "1 time",
+        "| 1.50 s | 0.390 | 0.97 |",
+    ):
+        assert piece in text, piece
+
+
+def test_an_expired_session_has_no_comparison_to_show() -> None:
+    expired = Decision(
+        session_id="a", attempt=1, decision=DecisionKind.EXPIRED, reason=Reason.ID_IMAGE_MISSING, decided_at=NOON
+    )
+    text = markdown(expired, None)
+    assert "ID_IMAGE_MISSING" in text
+    assert "Comparison" not in text
