@@ -24,6 +24,7 @@ from tasks.errors import ConfigurationError
 from tasks.faces.models import pull
 from tasks.settings import Settings
 
+LOG_CONFIG = Path(__file__).parent / "upload_service" / "log_config.json"
 START_SECONDS = 90
 STOP_SECONDS = 10
 
@@ -113,7 +114,7 @@ class Stack:
         self._run(
             "upload-service",
             *("uvicorn", "--factory", "deployments.upload_service.app:create_app"),
-            *("--host", host, "--port", str(api_port), "--no-access-log"),
+            *("--host", host, "--port", str(api_port), "--no-access-log", "--log-config", str(LOG_CONFIG)),
         )
         deploy(self._environment)
         self._wait_for("upload-service", f"{self.addresses.upload_api}/health")
@@ -191,6 +192,8 @@ def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
         # Runs are taken when they are due, at once.
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_WORKER_PREFETCH_SECONDS": "0",
+        # What tasks log is seen at their flow run in the UI.
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
         "PYTHONUNBUFFERED": "1",
     }
 

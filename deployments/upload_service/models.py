@@ -107,7 +107,7 @@ class UploadView(FileView):
         bool,
         Field(
             description="Whether the flow run was started or woken at once. When false the file is stored all the "
-            "same, and a sweep starts the run within about a minute."
+            "same, and the sweep starts the run within minutes."
         ),
     ]
 
