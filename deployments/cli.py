@@ -147,10 +147,22 @@ def _show_session(session: dict[str, Any], as_json: bool) -> None:
         _print_json(session)
         return
     table = Table.grid(padding=(0, 2))
-    for name, value in session.items():
-        if isinstance(value, (str, int, float)):
-            table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
-    out.print(table)
+    table.add_row("session", f"{session['session_id']}, attempt {session['attempt']}")
+    table.add_row("status", session["status"].replace("_", " "))
+    for kind, file in session["files"].items():
+        table.add_row(kind.replace("_", " "), "missing" if file is None else f"{file['size_bytes']} bytes")
+    if session["decision"] is None:
+        table.add_row("deadline", session["deadline_at"][:19].replace("T", " ") + " UTC")
+    else:
+        table.add_row("decision", f"[bold]{session['decision']}[/]")
+        table.add_row("reason", session["reason"])
+    if session["similarity"] is not None:
+        bounds = session["thresholds"]
+        table.add_row(
+            "similarity",
+            f"{session['similarity']:.3f}  (match from {bounds['match']}, review from {bounds['review']})",
+        )
+    out.print(table, highlight=False)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from deployments.client import UploadClient
 from deployments.demo_media import DemoMedia, build_demo_media
-from deployments.stack import stack_or_running
+from deployments.stack import running, stack_or_running
 from tasks.database import database_for
 from tasks.database.attempts import get_attempt
 from tasks.database.comparisons import get_comparison
@@ -64,7 +64,7 @@ def cases(media: DemoMedia) -> list[Case]:
         Case("video-first", "match", media.genuine_card, media.selfie_video),
         Case("impostor", "no_match", media.impostor_card, media.selfie_video),
         Case("faceless", "rejected", media.faceless_card, media.selfie_video),
-        Case("not-a-video", "refused", media.genuine_card, media.not_a_video),
+        Case("not-a-video", "refused", media.genuine_card, media.not_a_video, SHORT_DEADLINE_SECONDS),
         Case("no-video", "expired", media.genuine_card, None, SHORT_DEADLINE_SECONDS),
     ]
 
@@ -79,6 +79,7 @@ def run_demo(settings: Settings, out: Console, err: Console, *, as_json: bool = 
     with err.status("Drawing ID cards, cutting the video") as status:
         media = build_demo_media(settings.state_dir / "demo", settings)
         status.update("Starting Prefect, workers and the upload service")
+        already = running(settings)
         with stack_or_running(settings) as addresses:
             err.print(f"Prefect UI {addresses.prefect_ui}, upload API {addresses.upload_api}", highlight=False)
             suffix = uuid.uuid4().hex[:6]
@@ -93,6 +94,8 @@ def run_demo(settings: Settings, out: Console, err: Console, *, as_json: bool = 
         print(json.dumps([asdict(outcome) | {"right": outcome.right} for outcome in outcomes], indent=2))  # noqa: T201
     else:
         _show(outcomes, out)
+        if already is None:
+            out.print("`make up` starts the system again, to look at these runs in the Prefect UI.", highlight=False)
     return 0 if all(outcome.right for outcome in outcomes) else 1
 
 
@@ -155,4 +158,3 @@ def _show(outcomes: list[Outcome], out: Console) -> None:
     for outcome in outcomes:
         if outcome.picture:
             out.print(f"{outcome.name:12} card face and best frame: {outcome.picture}", soft_wrap=True, highlight=False)
-    out.print("`make up` starts the system again, to look at these runs in the Prefect UI.", highlight=False)

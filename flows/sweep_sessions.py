@@ -5,7 +5,7 @@ from prefect import flow
 from tasks.sweep import start_due_sessions
 
 
-@flow(name="sweep-sessions")
+@flow(name="sweep-sessions", flow_run_name="sweep")
 async def sweep_sessions() -> int:
     """Start or wake the flow run of every session whose files are both there, or whose deadline is over.
 

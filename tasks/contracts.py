@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 SESSION_ID_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
@@ -105,13 +105,19 @@ class FaceComparison(Plain):
     Either `similarity` is a number (cosine, -1 to 1) or `rejection` says why the media cannot be judged.
     """
 
-    similarity: float | None = None
+    similarity: Annotated[float | None, Field(ge=-1.0001, le=1.0001)] = None
     rejection: Reason | None = None
     detail: Annotated[str | None, Field(description="More about a rejection, for people. Never file content.")] = None
     frames: tuple[FrameScore, ...] = ()
     frames_looked_at: int = 0
     device: str = "cpu"
     seconds: Annotated[dict[str, float], Field(description="Wall time by stage: decode, detect, embed, total.")] = {}
+
+    @model_validator(mode="after")
+    def _scored_or_rejected(self) -> Self:
+        if (self.similarity is None) == (self.rejection is None):
+            raise ValueError("A comparison has either a similarity or a rejection.")
+        return self
 
 
 class Comparison(Plain):

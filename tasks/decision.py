@@ -44,8 +44,10 @@ def thresholds_for(settings: Settings) -> Thresholds:
 
 def judge(result: FaceComparison, thresholds: Thresholds) -> Verdict:
     """Decide on a comparison: match at or above the match threshold, review at or above the review threshold."""
-    if result.rejection is not None or result.similarity is None:
-        return Verdict(decision=DecisionKind.REJECTED, reason=result.rejection or Reason.NO_FACE_IN_VIDEO)
+    if result.rejection is not None:
+        return Verdict(decision=DecisionKind.REJECTED, reason=result.rejection)
+    if result.similarity is None:
+        raise ValueError("A comparison has either a similarity or a rejection.")
     if result.similarity >= thresholds.match:
         return Verdict(decision=DecisionKind.MATCH, reason=Reason.SIMILARITY_SUFFICIENT)
     if result.similarity >= thresholds.review:

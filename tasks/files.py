@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.contracts import Attempt, FileKind, FilePair, StoredFile
 from tasks.database import database_for
-from tasks.database.attempts import get_attempt, open_attempt, register_upload
+from tasks.database.attempts import get_attempt, is_registered, open_attempt, register_upload
 from tasks.errors import MediaRefused
 from tasks.retries import retried
 from tasks.settings import Settings
@@ -32,27 +32,29 @@ async def open_session_attempt(session_id: str, attempt: int, deadline_seconds: 
     return found
 
 
-@task(name="find file", cache_policy=NO_CACHE, **retried(4))
+@task(name="find file", task_run_name="find {kind}", cache_policy=NO_CACHE, **retried(4))
 async def find_file(session_id: str, attempt: int, kind: FileKind) -> str | None:
     """Storage key of the newest file of that kind, or None. Not cached: a file may be replaced until the decision.
 
-    The upload service's record goes first, as its order of uploads is exact; a file that another system put into
-    storage is found under the attempt's prefix by its name.
+    A file that another system put into storage is newer than every recorded one, if its name sorts last. Among the
+    recorded, the record's own order counts, which does not depend on anybody's clock.
     """
     return await asyncio.to_thread(_look, session_id, attempt, kind)
 
 
 def _look(session_id: str, attempt: int, kind: FileKind) -> str | None:
     settings = Settings()
-    recorded: StoredFile | None = getattr(get_attempt(database_for(settings), session_id, attempt).files, kind.value)
-    storage = open_storage(settings)
-    if recorded is not None:
-        return recorded.storage_key if storage.size(recorded.storage_key) is not None else None
-    return storage.newest(file_prefix(session_id, attempt, kind))
+    database = database_for(settings)
+    newest = open_storage(settings).newest(file_prefix(session_id, attempt, kind))
+    if newest is None or not is_registered(database, newest):
+        return newest
+    recorded: StoredFile | None = getattr(get_attempt(database, session_id, attempt).files, kind.value)
+    return None if recorded is None else recorded.storage_key
 
 
 @task(
     name="register file",
+    task_run_name="register {kind}",
     # Objects are never overwritten, so the storage key names the bytes.
     cache_key_fn=lambda _context, parameters: f"kycflow-file-{parameters['storage_key'].replace('/', '-')}",
     **retried(4),

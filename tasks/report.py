@@ -27,8 +27,12 @@ STATE_NAMES = {
 
 def final_state(decision: Decision) -> State[Any]:
     """The run's final state. An answer is always Completed: only a fault of ours fails a run."""
+    return Completed(name=STATE_NAMES[decision.decision], message=_reason(decision))
+
+
+def _reason(decision: Decision) -> str:
     score = "" if decision.similarity is None else f", similarity {decision.similarity:.3f}"
-    return Completed(name=STATE_NAMES[decision.decision], message=f"{decision.reason.value}{score}")
+    return f"{decision.reason.value}{score}"
 
 
 @task(name="publish decision", cache_policy=NO_CACHE, **retried(3))
@@ -40,7 +44,7 @@ async def publish_decision(decision: Decision) -> None:
     await acreate_markdown_artifact(
         key=f"decision-{decision.session_id}-{decision.attempt}".replace("_", "-"),
         markdown=markdown(decision, comparison),
-        description=f"{STATE_NAMES[decision.decision]}: {decision.reason.value}",
+        description=f"{STATE_NAMES[decision.decision]}: {_reason(decision)}",
     )
 
 
@@ -55,7 +59,7 @@ def markdown(decision: Decision, comparison: Comparison | None) -> str:
         bounds = f"match from {decision.thresholds.match:.3f}, review from {decision.thresholds.review:.3f}"
         rows.append(("Similarity", f"**{decision.similarity:.3f}** ({bounds}; cosine, -1 to 1)"))
     rows.append(("Decided", f"{decision.decided_at:%Y-%m-%d %H:%M:%S} UTC"))
-    text = ["# Decision", _table(("", ""), rows)]
+    text = ["# Decision", _table(("What", "Value"), rows)]
     if comparison is None:
         return "\n\n".join(text)
 
@@ -67,12 +71,12 @@ def markdown(decision: Decision, comparison: Comparison | None) -> str:
         ("Models", f"{engine.recogniser} with {engine.detector}, {engine.backend}, on {result.device}"),
         ("Weights", "<br>".join(f"{name} `{sha256[:12]}…`" for name, sha256 in engine.weights_sha256.items())),
         ("Time", ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())),
-        ("Computed", f"{comparison.computations} time{'s' if comparison.computations > 1 else ''}"),
+        ("Computation started", "once" if comparison.computations == 1 else f"{comparison.computations} times"),
         ("Comparison", f"`{comparison.comparison_key}`"),
     ]
     if comparison.picture_key:
-        used.append(("Picture", f"`{comparison.picture_key}` (in storage, for reviewers)"))
-    text += ["## Comparison", _table(("", ""), used)]
+        used.append(("Picture for reviewers", "in storage, at `comparisons/<comparison>/faces.png`"))
+    text += ["## Comparison", _table(("What", "Value"), used)]
     if result.frames:
         frames = [(f"{f.time_seconds:.2f} s", f"{f.similarity:.3f}", f"{f.confidence:.2f}") for f in result.frames]
         text += ["## Frames", _table(("Time in video", "Similarity", "Face confidence"), frames)]

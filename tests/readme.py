@@ -33,7 +33,7 @@ def _default(field: FieldInfo) -> str:
 
 def between_markers(text: str) -> str:
     """The table that stands in a text."""
-    return text.split(BEGIN)[1].split(END)[0].strip()
+    return text.split(BEGIN)[1].split(END, maxsplit=1)[0].strip()
 
 
 def executed_block(name: str) -> str:
@@ -49,7 +49,8 @@ def executed_block(name: str) -> str:
 def main() -> None:
     """Put the table into README.md."""
     text = README.read_text()
-    README.write_text(text.replace(between_markers(text), settings_table()))
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    README.write_text(f"{before}{BEGIN}\n{settings_table()}\n{END}{after}")
 
 
 if __name__ == "__main__":

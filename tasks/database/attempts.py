@@ -74,6 +74,12 @@ def register_upload(engine: Engine, session_id: str, attempt: int, kind: FileKin
         return _one(session, session_id, attempt)
 
 
+def is_registered(engine: Engine, storage_key: str) -> bool:
+    """Whether an upload with this storage key is recorded."""
+    with reading(engine) as session:
+        return session.scalar(select(UploadRow.id).where(UploadRow.storage_key == storage_key)) is not None
+
+
 def record_decision(
     engine: Engine,
     session_id: str,
@@ -174,8 +180,10 @@ def _one(session: Session, session_id: str, attempt: int | None) -> Attempt:
 
 
 def _unknown(session_id: str, attempt: int | None) -> UnknownSession:
-    which = "session" if attempt is None else f"attempt {attempt} of session"
-    return UnknownSession(f"There is no {which} {session_id!r}. Create it first.")
+    if attempt is None or attempt == 1:
+        return UnknownSession(f"There is no session {session_id!r}. Create it first: POST /sessions.")
+    call = f"POST /sessions/{session_id}/attempts"
+    return UnknownSession(f"There is no attempt {attempt} of session {session_id!r}. Ask for it first: {call}.")
 
 
 def _keys(files: FilePair) -> list[str | None]:

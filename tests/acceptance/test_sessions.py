@@ -231,6 +231,18 @@ def test_files_that_another_system_put_into_storage_are_found(
     assert (run.name, names([run])) == (f"{session_id} attempt 1", ["Match"])
 
 
+def test_a_file_that_another_system_replaces_while_the_session_waits_does_not_count(
+    system: System, demo_media: DemoMedia, session_id: str
+) -> None:
+    storage = open_storage(system.settings)
+    storage.put(new_file_key(session_id, 1, FileKind.ID_IMAGE), demo_media.impostor_card)
+    run = start_from_ui(system, session_id=session_id)
+    eventually(lambda: True if names(system.session_runs(session_id)) == ["AwaitingFiles"] else None)
+    storage.put(new_file_key(session_id, 1, FileKind.ID_IMAGE), demo_media.genuine_card)
+    storage.put(new_file_key(session_id, 1, FileKind.SELFIE_VIDEO), demo_media.selfie_video)
+    assert names([system.ended_run(run.id)]) == ["Match"]
+
+
 def test_damaged_files_that_another_system_put_into_storage_are_rejected_for_their_reason(
     system: System, demo_media: DemoMedia, session_id: str
 ) -> None:

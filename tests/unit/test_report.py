@@ -62,7 +62,7 @@ def test_the_artifact_says_what_was_decided_why_and_from_what() -> None:
         "SFace with yunet",
         "face.onnx `dddddddddddd…`",
         "total 0.60 s",
-        "1 time",
+        "| Computation started | once |",
         "| 1.50 s | 0.390 | 0.97 |",
     ):
         assert piece in text, piece
