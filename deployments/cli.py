@@ -1,5 +1,6 @@
 """The command `kycflow`."""
 
+import contextlib
 import json
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
@@ -36,7 +38,7 @@ SessionIdArgument = Annotated[str, typer.Argument(metavar="SESSION_ID", help="Th
 
 
 def main() -> None:
-    """Run the command; errors made on purpose become one clear line and exit code 2."""
+    """Run the command. Exit code 2 for every error; those made on purpose are one clear line."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
@@ -48,10 +50,13 @@ def main() -> None:
         _fail(
             "\n".join(f"KYCFLOW_{str(e['loc'][0]).upper()}: {e['msg']}" for e in exc.errors() if e["loc"]) or str(exc)
         )
+    except Exception:
+        err.print_exception()
+        sys.exit(2)
 
 
 def _fail(message: str) -> NoReturn:
-    err.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    err.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(2)
 
 
@@ -65,9 +70,10 @@ def up() -> None:
     from deployments.stack import Stack
 
     settings = Settings()
-    with err.status("Starting Prefect, workers and the upload service"):
-        stack = Stack(settings).__enter__()
-    try:
+    starting = err.status("Starting Prefect, workers and the upload service")
+    starting.start()
+    with contextlib.suppress(KeyboardInterrupt), Stack(settings) as stack:
+        starting.stop()
         out.print(f"Prefect UI   {stack.addresses.prefect_ui}")
         out.print(f"Upload API   {stack.addresses.upload_api}   (documentation: {stack.addresses.upload_api}/docs)")
         out.print(f"Logs         {settings.state_dir / 'logs'}", soft_wrap=True)
@@ -75,12 +81,6 @@ def up() -> None:
         while True:
             stack.check()
             time.sleep(1)
-    except KeyboardInterrupt:
-        err.print("Stopping.")
-    finally:
-        # A second Ctrl-C must not leave half of it running.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        stack.stop()
 
 
 @app.command()
@@ -190,7 +190,7 @@ def doctor(as_json: AsJson = False) -> None:
         table = Table("", "What", "Finding", "How to mend it", box=None, pad_edge=False)
         marks = {"ok": "[green]ok[/]", "warning": "[yellow]--[/]", "missing": "[red]no[/]"}
         for finding in findings:
-            table.add_row(marks[finding.state], finding.what, finding.finding, finding.remedy)
+            table.add_row(marks[finding.state], finding.what, escape(finding.finding), escape(finding.remedy))
         out.print(table)
     raise typer.Exit(1 if any(finding.state == "missing" for finding in findings) else 0)
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import httpx
 
-from tasks.errors import ConfigurationError, Refused
+from tasks.errors import ConfigurationError, Refused, ServiceUnavailable
 from tasks.settings import Settings
 
 PATHS = {"id_image": "id-image", "selfie_video": "selfie-video"}
@@ -17,8 +17,8 @@ CHUNK_BYTES = 256 * 1024
 class UploadClient:
     """Talks to the upload API. Use as a context manager.
 
-    Every method raises `Refused` with the API's code when it answers with a problem, and ConfigurationError when it
-    does not answer.
+    Every method raises `Refused` with the API's code when it refuses, ServiceUnavailable when it fails for now, and
+    ConfigurationError when nothing, or something else, answers.
     """
 
     def __init__(self, base_url: str, settings: Settings) -> None:
@@ -63,10 +63,15 @@ class UploadClient:
         """Poll until the session is decided or the time is over; the last answer. `seen` is told each status."""
         deadline = time.monotonic() + seconds
         while True:
-            session = self.session(session_id)
-            seen(session["status"])
-            if session["status"] == "decided" or time.monotonic() >= deadline:
-                return session
+            try:
+                session = self.session(session_id)
+            except ServiceUnavailable:
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                seen(session["status"])
+                if session["status"] == "decided" or time.monotonic() >= deadline:
+                    return session
             time.sleep(0.5)
 
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
@@ -77,7 +82,14 @@ class UploadClient:
                 f"The upload API does not answer at {self._http.base_url}: start it with `kycflow up`, "
                 "or set KYCFLOW_API_URL."
             ) from exc
-        body: dict[str, Any] = answer.json()
+        if answer.status_code in {408, 429} or answer.status_code >= 500:
+            raise ServiceUnavailable(f"The upload API answered {answer.status_code}. Try again; its log says why.")
+        try:
+            body: dict[str, Any] = answer.json()
+        except ValueError as exc:
+            raise ConfigurationError(
+                f"What answers at {self._http.base_url} is not kycflow's upload API: set KYCFLOW_API_URL."
+            ) from exc
         if answer.is_success:
             return body
         refused = Refused(body.get("detail") or body.get("title") or answer.reason_phrase)

@@ -85,10 +85,14 @@ def run_demo(settings: Settings, out: Console, err: Console, *, as_json: bool = 
             suffix = uuid.uuid4().hex[:6]
             todo = cases(media)
             status.update(f"Verifying {len(todo)} sessions")
-            with ThreadPoolExecutor(len(todo)) as pool:
+            pool = ThreadPoolExecutor(len(todo))
+            try:
                 outcomes = list(
                     pool.map(lambda case: _verify(case, addresses.upload_api, settings, suffix, began), todo)
                 )
+            finally:
+                # On Ctrl-C nobody waits for decisions: the sessions' threads end when the upload API is gone.
+                pool.shutdown(wait=False, cancel_futures=True)
             status.update("Stopping")
     if as_json:
         print(json.dumps([asdict(outcome) | {"right": outcome.right} for outcome in outcomes], indent=2))  # noqa: T201

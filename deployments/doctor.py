@@ -17,12 +17,15 @@ from sqlalchemy import text
 from deployments.provision import POOLS
 from deployments.stack import Addresses, running
 from tasks.database import database_for
+from tasks.database.engine import database_name
 from tasks.decision import thresholds_for
 from tasks.dispatch import COMPARE_FACES, VERIFY_SESSION, prefect_api
 from tasks.errors import KycflowError
 from tasks.faces.models import verify
 from tasks.settings import Settings
 from tasks.storage import open_storage
+
+SWEEP_SESSIONS = "sweep-sessions/sweep-sessions"
 
 
 class Finding(BaseModel):
@@ -35,8 +38,10 @@ class Finding(BaseModel):
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at everything that kycflow needs on this machine. Never raises; looks only, changes nothing but a database
-    in the state folder, which brings itself up to date."""
+    """Look at everything that kycflow needs on this machine. Never raises.
+
+    It only looks, but for two things: an embedded database brings itself up to date, and storage gets a small object.
+    """
     found = running(settings)
     prefect = {} if found is None else {PREFECT_API_URL: found.prefect_api}
     with temporary_settings(prefect):
@@ -46,7 +51,7 @@ def examine(settings: Settings) -> list[Finding]:
 def _examine(settings: Settings, found: Addresses | None) -> list[Finding]:
     return [
         _python(),
-        _checked("Database", settings.database_url or "SQLite in the state folder", lambda: _database(settings)),
+        _checked("Database", database_name(settings.database), lambda: _database(settings)),
         _checked("Storage", settings.storage_url or "folder in the state folder", open_storage(settings).check),
         *_engine(settings),
         _checked(
@@ -110,7 +115,7 @@ async def _prefect() -> list[Finding]:
     try:
         async with prefect_api() as client:
             findings.append(Finding(what="Prefect", state="ok", finding=str(client.api_url)))
-            for name in (VERIFY_SESSION, COMPARE_FACES):
+            for name in (VERIFY_SESSION, COMPARE_FACES, SWEEP_SESSIONS):
                 try:
                     await client.read_deployment_by_name(name)
                     findings.append(Finding(what="Deployment", state="ok", finding=name))

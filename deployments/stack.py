@@ -25,6 +25,8 @@ from tasks.faces.models import pull
 from tasks.settings import Settings
 
 LOG_CONFIG = Path(__file__).parent / "upload_service" / "log_config.json"
+# Prefect's server has no login, and who reaches it can run code on its workers.
+LOOPBACK = "127.0.0.1"
 START_SECONDS = 90
 STOP_SECONDS = 10
 
@@ -49,12 +51,21 @@ def running(settings: Settings) -> Addresses | None:
         found = Addresses(**json.loads((settings.state_dir / "stack.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return found if psutil.pid_exists(found.pid) else None
+    lock = FileLock(settings.state_dir / "stack.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return found
+    # Nobody holds the lock: the file is what a killed system left behind.
+    lock.release()
+    return None
 
 
-def free_port(host: str, preferred: int) -> int:
-    """The preferred port, or the next free one."""
+def free_port(host: str, preferred: int, *taken: int) -> int:
+    """The preferred port, or the next one that is free and not in `taken`."""
     for port in range(preferred, preferred + 100):
+        if port in taken:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
@@ -98,14 +109,14 @@ class Stack:
         pull(settings)
         database_for(settings)
         host = settings.host
-        prefect_port = free_port(host, settings.prefect_port)
-        api_port = free_port(host, settings.api_port)
+        prefect_port = free_port(LOOPBACK, settings.prefect_port)
+        api_port = free_port(host, settings.api_port, prefect_port)
         self.addresses = Addresses(
-            prefect_ui=f"http://{host}:{prefect_port}", upload_api=f"http://{host}:{api_port}", pid=os.getpid()
+            prefect_ui=f"http://{LOOPBACK}:{prefect_port}", upload_api=f"http://{host}:{api_port}", pid=os.getpid()
         )
         self._environment = {**os.environ, **environment(settings, self.addresses)}
 
-        self._run("prefect-server", "deployments.prefect_server", "--host", host, "--port", str(prefect_port))
+        self._run("prefect-server", "deployments.prefect_server", "--host", LOOPBACK, "--port", str(prefect_port))
         self._wait_for("prefect-server", f"{self.addresses.prefect_api}/health")
         with temporary_settings({PREFECT_API_URL: self.addresses.prefect_api}):
             asyncio.run(create_pools())
@@ -153,10 +164,13 @@ class Stack:
         return self._logs / f"{name}.log"
 
     def stop(self) -> None:
-        """Stop every process, and the flow runs that the workers started. Nothing is left behind."""
-        for name in ("upload-service", "worker-sessions", "worker-gpu", "prefect-server"):
-            if (process := self._processes.pop(name, None)) is not None:
-                stop_tree(process)
+        """Stop every process, last started first, and the flow runs that the workers started."""
+        # A second Ctrl-C must not leave half of it running.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        while self._processes:
+            _, process = self._processes.popitem()
+            stop_tree(process)
         (self._settings.state_dir / "stack.json").unlink(missing_ok=True)
         self._lock.release()
 

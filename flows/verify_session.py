@@ -36,13 +36,14 @@ async def verify_session(
             empty means the configured default.
     """
     found = await open_session_attempt(session_id, attempt, deadline_seconds)
-    comparison = None
     while found.decision is None:
+        comparison = None
         files = await find_files(session_id, attempt)
         if files.id_image is not None and files.selfie_video is not None:
             comparison = await request_comparison(files.id_image, files.selfie_video, engine_config(Settings()))
         elif not found.overdue():
             await wait_for_files(found.with_files(files))
         found = await decide(session_id, attempt, files, comparison, flow_run.id)
-    await publish_decision(found.decision)
+    # The decision stands whether or not its artifact can be shown.
+    await publish_decision(found.decision, return_state=True)  # type: ignore[misc]  # Prefect types it as sync
     return final_state(found.decision)

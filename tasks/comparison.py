@@ -31,7 +31,8 @@ class Computed(Plain):
 async def request_comparison(reference: StoredFile, probe: StoredFile, engine: EngineConfig) -> Comparison:
     """The comparison of two files: the stored row, or that of a `compare-faces` run started now and waited for.
 
-    The idempotency key of a run that ended without a row is spent, so each dispatch has its number.
+    The idempotency key of a run that ended without a row is spent, so each dispatch has its number. Runs that ended
+    before this call are passed over: they are not held against it.
 
     Raises:
         ComparisonFailed: no dispatch gave a row. OrchestratorUnavailable, DatabaseUnavailable: tried again first.
@@ -42,12 +43,16 @@ async def request_comparison(reference: StoredFile, probe: StoredFile, engine: E
     if (row := await asyncio.to_thread(get_comparison, database, key)) is not None:
         return row
     ended: list[str] = []
-    for dispatch in range(1, settings.comparison_dispatches + 1):
-        run_id = await start_comparison(key, dispatch, reference, probe, engine)
-        state = await wait_for_end(run_id, settings.comparison_wait_seconds)
+    dispatch = 0
+    while len(ended) < settings.comparison_dispatches:
+        dispatch += 1
+        run = await start_comparison(key, dispatch, reference, probe, engine)
+        if run.state is not None and run.state.is_final():
+            continue
+        state = await wait_for_end(run.id, settings.comparison_wait_seconds)
         if (row := await asyncio.to_thread(get_comparison, database, key)) is not None:
             return row
-        ended.append(f"{run_id} {state.name if state else 'still not ended'}")
+        ended.append(f"{run.id} {state.name if state else 'not ended'}")
     raise ComparisonFailed(
         f"Comparison {key[:12]} was dispatched {len(ended)} times without a result ({'; '.join(ended)}). "
         "Open these flow runs in the Prefect UI for the cause, then retry this one."

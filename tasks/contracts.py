@@ -170,6 +170,10 @@ class FilePair(Plain):
         """Whether both files are there."""
         return self.id_image is not None and self.selfie_video is not None
 
+    def of(self, kind: FileKind) -> StoredFile | None:
+        """The file of that kind, if it is there."""
+        return self.id_image if kind is FileKind.ID_IMAGE else self.selfie_video
+
     def missing(self) -> Reason | None:
         """The reason code that names what is missing; None when nothing is."""
         match (self.id_image, self.selfie_video):

@@ -39,6 +39,10 @@ def thresholds_for(settings: Settings) -> Thresholds:
             f"{settings.recogniser} with {settings.detector} has no measured thresholds: "
             "set KYCFLOW_MATCH_THRESHOLD and KYCFLOW_REVIEW_THRESHOLD."
         )
+    if review > match:
+        raise ConfigurationError(
+            f"The review threshold {review} is above the match threshold {match}: set KYCFLOW_MATCH_THRESHOLD too."
+        )
     return Thresholds(match=match, review=review)
 
 

@@ -5,6 +5,7 @@ KycflowError
 │   ├── StorageUnavailable    the object store does not answer, or answers with a server error
 │   ├── DatabaseUnavailable   the SQL database does not answer, or is locked
 │   ├── OrchestratorUnavailable  Prefect's API does not answer
+│   ├── ServiceUnavailable    the upload service fails for now
 │   └── ComputeUnavailable    the GPU is lost or out of memory
 └── TerminalError             trying again gives the same answer
     ├── ConfigurationError    a setting, a schema version or a model file is not what this version needs
@@ -35,6 +36,10 @@ class DatabaseUnavailable(RetryableError):
 
 class OrchestratorUnavailable(RetryableError):
     """Raised when Prefect's API does not answer or answers with a server error."""
+
+
+class ServiceUnavailable(RetryableError):
+    """Raised when the upload service answers that it fails for now."""
 
 
 class ComputeUnavailable(RetryableError):

@@ -1,21 +1,26 @@
 """Tasks: is the file there, and which bytes are it?"""
 
 import asyncio
+import hashlib
+import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.contracts import Attempt, FileKind, FilePair, StoredFile
+from tasks.contracts import Attempt, FileKind, FilePair, Plain, StoredFile
 from tasks.database import database_for
 from tasks.database.attempts import get_attempt, is_registered, open_attempt, register_upload
-from tasks.errors import MediaRefused
+from tasks.errors import ObjectMissing
 from tasks.retries import retried
 from tasks.settings import Settings
-from tasks.storage import open_storage
+from tasks.storage import Storage, open_storage
 from tasks.storage.files import hash_file
 from tasks.storage.keys import file_prefix
+
+log = logging.getLogger(__name__)
 
 
 @task(name="open attempt", cache_policy=NO_CACHE, **retried(4))
@@ -32,53 +37,87 @@ async def open_session_attempt(session_id: str, attempt: int, deadline_seconds: 
     return found
 
 
+class FoundFile(Plain):
+    """A file in storage, and whether its size and SHA-256 are recorded already."""
+
+    storage_key: str
+    recorded: bool
+
+
 @task(name="find file", task_run_name="find {kind}", cache_policy=NO_CACHE, **retried(4))
-async def find_file(session_id: str, attempt: int, kind: FileKind) -> str | None:
-    """Storage key of the newest file of that kind, or None. Not cached: a file may be replaced until the decision.
+async def find_file(session_id: str, attempt: int, kind: FileKind) -> FoundFile | None:
+    """The newest file of that kind, or None. Not cached: a file may be replaced until the decision.
 
     A file that another system put into storage is newer than every recorded one, if its name sorts last. Among the
     recorded, the record's own order counts, which does not depend on anybody's clock.
+
+    Raises:
+        ObjectMissing: a recorded file is gone from storage. StorageUnavailable, DatabaseUnavailable: tried again first.
     """
     return await asyncio.to_thread(_look, session_id, attempt, kind)
 
 
-def _look(session_id: str, attempt: int, kind: FileKind) -> str | None:
+def _look(session_id: str, attempt: int, kind: FileKind) -> FoundFile | None:
+    settings = Settings()
+    database, storage = database_for(settings), open_storage(settings)
+    newest = storage.newest(file_prefix(session_id, attempt, kind))
+    if (
+        newest is not None
+        and not is_registered(database, newest)
+        and _usable(storage, newest, settings.max_bytes(kind))
+    ):
+        return FoundFile(storage_key=newest, recorded=False)
+    recorded = get_attempt(database, session_id, attempt).files.of(kind)
+    if recorded is None:
+        return None
+    if storage.size(recorded.storage_key) is None:
+        raise ObjectMissing(f"{recorded.storage_key} was uploaded and is gone from storage. Send the file again.")
+    return FoundFile(storage_key=recorded.storage_key, recorded=True)
+
+
+def _usable(storage: Storage, key: str, most_bytes: int) -> bool:
+    """Whether a file that another system put into storage has a size that is accepted; if not, it counts as missing."""
+    size = storage.size(key) or 0
+    if 0 < size <= most_bytes:
+        return True
+    log.warning(
+        "%s has %d bytes, 1 to %d are accepted: it does not count",
+        key,
+        size,
+        most_bytes,
+        extra={"action": "file.ignored"},
+    )
+    return False
+
+
+def _cache_key(_context: object, parameters: dict[str, Any]) -> str | None:
+    """Objects are never overwritten, so the storage key names the bytes. Only what is recorded is taken from the cache,
+    so that a cached answer never stands in for a row that is missing."""
+    found: FoundFile = parameters["found"]
+    return f"kycflow-file-{hashlib.sha256(found.storage_key.encode()).hexdigest()}" if found.recorded else None
+
+
+@task(name="register file", task_run_name="register {kind}", cache_key_fn=_cache_key, **retried(4))
+async def register_file(session_id: str, attempt: int, kind: FileKind, found: FoundFile) -> StoredFile:
+    """The file's size and SHA-256: as recorded by the upload service, else read from storage and recorded.
+
+    Raises:
+        SessionDecided: it came too late. StorageUnavailable, DatabaseUnavailable: tried again first.
+    """
+    return await asyncio.to_thread(_register, session_id, attempt, kind, found)
+
+
+def _register(session_id: str, attempt: int, kind: FileKind, found: FoundFile) -> StoredFile:
     settings = Settings()
     database = database_for(settings)
-    newest = open_storage(settings).newest(file_prefix(session_id, attempt, kind))
-    if newest is None or not is_registered(database, newest):
-        return newest
-    recorded: StoredFile | None = getattr(get_attempt(database, session_id, attempt).files, kind.value)
-    return None if recorded is None else recorded.storage_key
-
-
-@task(
-    name="register file",
-    task_run_name="register {kind}",
-    # Objects are never overwritten, so the storage key names the bytes.
-    cache_key_fn=lambda _context, parameters: f"kycflow-file-{parameters['storage_key'].replace('/', '-')}",
-    **retried(4),
-)
-async def register_file(session_id: str, attempt: int, kind: FileKind, storage_key: str) -> StoredFile:
-    """The file's size and SHA-256: as recorded by the upload service, else read from storage and recorded."""
-    return await asyncio.to_thread(_register, session_id, attempt, kind, storage_key)
-
-
-def _register(session_id: str, attempt: int, kind: FileKind, storage_key: str) -> StoredFile:
-    settings = Settings()
-    database = database_for(settings)
-    recorded: StoredFile | None = getattr(get_attempt(database, session_id, attempt).files, kind.value)
-    if recorded is not None and recorded.storage_key == storage_key:
+    recorded = get_attempt(database, session_id, attempt).files.of(kind)
+    if recorded is not None and recorded.storage_key == found.storage_key:
         return recorded
-    storage = open_storage(settings)
-    limit = settings.max_id_image_bytes if kind is FileKind.ID_IMAGE else settings.max_selfie_video_bytes
-    if (size := storage.size(storage_key)) is not None and size > limit:
-        raise MediaRefused("TOO_LARGE", f"{storage_key} has {size} bytes, {limit} are accepted. Put a smaller file.")
     with tempfile.TemporaryDirectory(prefix="kycflow-") as folder:
         path = Path(folder) / "file"
-        storage.download(storage_key, path)
+        open_storage(settings).download(found.storage_key, path)
         sha256, size_bytes = hash_file(path)
-    stored = StoredFile(storage_key=storage_key, sha256=sha256, size_bytes=size_bytes)
+    stored = StoredFile(storage_key=found.storage_key, sha256=sha256, size_bytes=size_bytes)
     register_upload(database, session_id, attempt, kind, stored)
     return stored
 
@@ -92,5 +131,5 @@ async def find_files(session_id: str, attempt: int) -> FilePair:
 
 
 async def _find(session_id: str, attempt: int, kind: FileKind) -> StoredFile | None:
-    key = await find_file(session_id, attempt, kind)
-    return None if key is None else await register_file(session_id, attempt, kind, key)
+    found = await find_file(session_id, attempt, kind)
+    return None if found is None else await register_file(session_id, attempt, kind, found)

@@ -13,6 +13,7 @@ from prefect.states import Completed
 from tasks.contracts import Comparison, Decision, DecisionKind
 from tasks.database import database_for
 from tasks.database.comparisons import get_comparison
+from tasks.dispatch import prefect_errors
 from tasks.retries import retried
 from tasks.settings import Settings
 
@@ -41,11 +42,12 @@ async def publish_decision(decision: Decision) -> None:
     comparison = None
     if decision.comparison_key is not None:
         comparison = await asyncio.to_thread(get_comparison, database_for(Settings()), decision.comparison_key)
-    await acreate_markdown_artifact(
-        key=f"decision-{decision.session_id}-{decision.attempt}".replace("_", "-"),
-        markdown=markdown(decision, comparison),
-        description=f"{STATE_NAMES[decision.decision]}: {_reason(decision)}",
-    )
+    with prefect_errors():
+        await acreate_markdown_artifact(
+            key=f"decision-{decision.session_id}-{decision.attempt}".replace("_", "-"),
+            markdown=markdown(decision, comparison),
+            description=f"{STATE_NAMES[decision.decision]}: {_reason(decision)}",
+        )
 
 
 def markdown(decision: Decision, comparison: Comparison | None) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, HttpUrl, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tasks.contracts import Sha256
+from tasks.contracts import FileKind, Sha256
 
 MIB = 1024 * 1024
 
@@ -20,7 +20,7 @@ def _default_state_dir() -> Path:
 class Settings(BaseSettings):
     """Typed, bounded settings. Units stand in the names; the README's table is generated from this class."""
 
-    model_config = SettingsConfigDict(env_prefix="KYCFLOW_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="KYCFLOW_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     state_dir: Path = Field(
         default_factory=_default_state_dir,
@@ -87,7 +87,11 @@ class Settings(BaseSettings):
     api_token: SecretStr | None = Field(
         None, description="When set, the upload API wants `Authorization: Bearer <token>`."
     )
-    host: str = Field("127.0.0.1", description="Address that `kycflow up` listens on.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Address that the upload API of `kycflow up` listens on. Its Prefect server has no login "
+        "and stays on 127.0.0.1.",
+    )
     api_port: int = Field(8420, ge=1, le=65_535, description="Port of the upload API; the next free one if taken.")
     prefect_port: int = Field(4200, ge=1, le=65_535, description="Port of Prefect's server; likewise.")
 
@@ -102,9 +106,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _in_order(self) -> "Settings":
-        if self.match_threshold is not None and (self.review_threshold or -1) > self.match_threshold:
+        match, review = self.match_threshold, self.review_threshold
+        if match is not None and review is not None and review > match:
             raise ValueError("KYCFLOW_REVIEW_THRESHOLD is above KYCFLOW_MATCH_THRESHOLD: lower it or raise the other.")
         return self
+
+    def max_bytes(self, kind: FileKind) -> int:
+        """Largest file of that kind accepted."""
+        return self.max_id_image_bytes if kind is FileKind.ID_IMAGE else self.max_selfie_video_bytes
 
     @property
     def database(self) -> str:

@@ -28,7 +28,7 @@ class QuietWaiting(logging.Filter):
     """Prefect logs the end of an execution that waits at ERROR; waiting is ordinary."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if AWAITING_FILES in record.getMessage():
+        if record.getMessage().startswith((f"Finished in state {AWAITING_FILES}", "Finished in state Scheduled")):
             record.levelno, record.levelname = logging.INFO, "INFO"
         return True
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from tasks.database import open_database
-from tasks.database.engine import close_databases
+from tasks.database.engine import close_databases, open_database
 from tasks.settings import Settings
 from tasks.storage import Storage, open_storage
 from tests.databases import postgres_url, sqlite_url

@@ -11,7 +11,6 @@ from deployments.upload_service import problems
 from deployments.upload_service.guard import Guard
 from deployments.upload_service.routes import router
 from deployments.upload_service.uploads import Trigger, Uploads
-from tasks.contracts import Attempt
 from tasks.database import database_for
 from tasks.settings import Settings
 from tasks.storage import open_storage
@@ -39,12 +38,11 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
 
     @asynccontextmanager
     async def connected(app: FastAPI) -> AsyncIterator[None]:
-        engine = await asyncio.to_thread(database_for, in_use)
-        uploads = Uploads(in_use, engine, open_storage(in_use), trigger or _start_or_wake)
-        await asyncio.to_thread(uploads.prepare)
+        # What is imported on first use takes seconds, and must not stop the event loop, now or at the first upload.
+        uploads = await asyncio.to_thread(_prepared, in_use, trigger)
         app.state.uploads = uploads
         yield
-        engine.dispose()
+        uploads.engine.dispose()
 
     app = FastAPI(title="kycflow", description=DESCRIPTION, version=version("kycflow"), lifespan=connected)
     problems.install(app)
@@ -53,8 +51,11 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
     return app
 
 
-async def _start_or_wake(attempt: Attempt) -> None:
-    # Importing Prefect takes seconds.
-    from tasks.dispatch import start_or_wake
+def _prepared(settings: Settings, trigger: Trigger | None) -> Uploads:
+    if trigger is None:
+        from tasks.dispatch import start_or_wake
 
-    await start_or_wake(attempt)
+        trigger = start_or_wake
+    uploads = Uploads(settings, database_for(settings), open_storage(settings), trigger)
+    uploads.prepare()
+    return uploads

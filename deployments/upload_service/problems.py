@@ -20,6 +20,7 @@ HTTP_CODES = {
     405: "METHOD_NOT_ALLOWED",
     408: "UPLOAD_STALLED",
     413: "TOO_LARGE",
+    503: "TRY_AGAIN",
 }
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def install(app: FastAPI) -> None:
             return problem(
                 503,
                 "TRY_AGAIN",
-                "A part of the service does not answer. Nothing was recorded; send the request again.",
+                "A part of the service does not answer. Send the same request again: it has the same effect.",
                 headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
             )
         return _internal()

@@ -20,11 +20,12 @@ ALWAYS = declared(
     _401="The service has a token, and the request has not.",
     _422="A field is wrong: `INVALID_REQUEST`.",
     _500="The service failed: `INTERNAL`.",
-    _503="A part of the service does not answer: send the same request again after `Retry-After` seconds.",
+    _503="A part of the service does not answer, or too many files are coming in: `TRY_AGAIN`. Send the same request "
+    "again after `Retry-After` seconds.",
 )
 UNKNOWN = declared(_404="No such session or attempt: `UNKNOWN_SESSION`.")
 REFUSED = declared(
-    _408="No byte came for a minute: `UPLOAD_STALLED`.",
+    _408="No byte came for a minute, or the whole took longer than ten: `UPLOAD_STALLED`.",
     _409="The attempt is decided: `SESSION_DECIDED`.",
     _413="The file is larger than accepted: `TOO_LARGE`.",
     _415="The bytes are no image or no video, whatever the content type says: `NOT_AN_IMAGE`, `NOT_A_VIDEO`.",

@@ -16,17 +16,24 @@ from fastapi import Request
 from sqlalchemy import Engine
 from starlette.exceptions import HTTPException
 
+from deployments.upload_service.problems import RETRY_AFTER_SECONDS
 from tasks.contracts import Attempt, FileKind, StoredFile
-from tasks.database.attempts import get_attempt, register_upload
-from tasks.errors import MediaRefused, SessionDecided, StorageUnavailable
+from tasks.database.attempts import get_attempt, register_upload, session_decided
+from tasks.errors import KycflowError, MediaRefused, Refused, StorageUnavailable
 from tasks.media import check_id_image, check_selfie_video
 from tasks.settings import Settings
-from tasks.storage import Storage, new_file_key
+from tasks.storage import Storage
+from tasks.storage.keys import new_file_key
 
 Trigger = Callable[[Attempt], Awaitable[None]]
 
 BLOCK_BYTES = 1024 * 1024
+# Each body lies on the disk until it is stored, and takes a connection and its share of decoding.
+MAX_BODIES = 64
+# A mobile network may be silent for a while.
 STALL_SECONDS = 60
+# Else a byte now and then would hold one of the places for ever. The largest video needs 1.4 Mbit/s.
+BODY_SECONDS = 600
 TRIGGER_SECONDS = 15
 ABANDONED_SECONDS = 3600
 
@@ -50,6 +57,7 @@ class Uploads:
     engine: Engine
     storage: Storage
     trigger: Trigger
+    bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_BODIES))
     # Decoding media takes a core each.
     checks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(os.cpu_count() or 1))
 
@@ -73,40 +81,52 @@ class Uploads:
 
         Raises:
             UnknownSession, SessionDecided, MediaRefused: refused, as early as can be.
-            StorageUnavailable, DatabaseUnavailable: nothing was recorded.
-            HTTPException: 408 when the body stalls.
+            StorageUnavailable, DatabaseUnavailable: send the file again, which has the same effect.
+            HTTPException: 408 when the body stalls, 503 when too many are coming in.
             ClientDisconnect: the client went away; nothing is left.
         """
         found = await asyncio.to_thread(get_attempt, self.engine, session_id, attempt)
         if found.decision is not None:
-            raise SessionDecided(
-                f"Attempt {found.attempt} of session {session_id!r} is decided. Ask for a further attempt first."
-            )
-        limit = self._limit(kind)
+            raise session_decided(session_id, found.attempt)
+        limit = self.settings.max_bytes(kind)
         _refuse_early(request, kind, limit)
         async with self._received(request, kind, limit) as received:
-            current = found.files.id_image if kind is FileKind.ID_IMAGE else found.files.selfie_video
-            if current is not None and current.sha256 == received.sha256:
-                # Another attempt may have been decided or another file come meanwhile: ask again.
-                found = await asyncio.to_thread(get_attempt, self.engine, session_id, found.attempt)
+            # Another file may have come while this one did, and then this one replaces it.
+            found = await asyncio.to_thread(get_attempt, self.engine, session_id, found.attempt)
+            current = found.files.of(kind)
+            if current is not None and await asyncio.to_thread(self._is_there, current, received):
                 new, stored = False, current
             else:
                 check = check_id_image if kind is FileKind.ID_IMAGE else check_selfie_video
                 async with self.checks:
                     await asyncio.to_thread(check, received.path, self.settings)
-                new, stored = True, await asyncio.to_thread(self._store, found, kind, received)
-                found = await asyncio.to_thread(register_upload, self.engine, session_id, found.attempt, kind, stored)
+                new, (stored, found) = True, await asyncio.to_thread(self._store, found, kind, received)
         ids = {"session_id": session_id, "attempt": found.attempt, "kind": kind.value}
         log.info("file stored", extra={"action": "upload.stored", **ids, "size_bytes": stored.size_bytes, "new": new})
         return found, stored, new, await self._tell(found)
 
-    def _limit(self, kind: FileKind) -> int:
-        return self.settings.max_id_image_bytes if kind is FileKind.ID_IMAGE else self.settings.max_selfie_video_bytes
+    def _is_there(self, current: StoredFile, received: Received) -> bool:
+        """Whether these bytes are the current file's. If its object was lost, sending the file again heals that."""
+        return current.sha256 == received.sha256 and self.storage.size(current.storage_key) == received.size_bytes
 
-    def _store(self, attempt: Attempt, kind: FileKind, received: Received) -> StoredFile:
+    def _store(self, attempt: Attempt, kind: FileKind, received: Received) -> tuple[StoredFile, Attempt]:
         key = new_file_key(attempt.session_id, attempt.attempt, kind)
         self.storage.put(key, received.path)
-        return StoredFile(storage_key=key, sha256=received.sha256, size_bytes=received.size_bytes)
+        stored = StoredFile(storage_key=key, sha256=received.sha256, size_bytes=received.size_bytes)
+        try:
+            return stored, register_upload(self.engine, attempt.session_id, attempt.attempt, kind, stored)
+        except Refused:
+            # A decision came first: no row names the object. After any other error one may.
+            self._discard(attempt, key)
+            raise
+
+    def _discard(self, attempt: Attempt, key: str) -> None:
+        try:
+            self.storage.delete(key)
+        except KycflowError:
+            # The client's answer is the refusal all the same.
+            ids = {"session_id": attempt.session_id, "attempt": attempt.attempt, "storage_key": key}
+            log.exception("refused file is left in storage: delete it", extra={"action": "upload.not_deleted", **ids})
 
     async def _tell(self, attempt: Attempt) -> bool:
         """Start or wake the flow run. The file is stored: a failure here loses nothing, as the sweep comes by."""
@@ -124,16 +144,24 @@ class Uploads:
     @asynccontextmanager
     async def _received(self, request: Request, kind: FileKind, limit: int) -> AsyncIterator[Received]:
         """The request's body in a file that is gone afterwards, whatever happens."""
+        if self.bodies.locked():
+            log.warning("upload refused: too many at once", extra={"action": "upload.busy"})
+            raise HTTPException(
+                503,
+                f"{MAX_BODIES} files are coming in already. Send the same request again: it has the same effect.",
+                headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+            )
         path = self.folder / secrets.token_hex(16)
-        try:
+        async with self.bodies:
             try:
-                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                    sha256, size = await _write(request, file, kind, limit)
-            except OSError as exc:
-                raise StorageUnavailable(f"{self.folder} takes no upload: {exc}. Is its disk full?") from exc
-            yield Received(path, sha256, size)
-        finally:
-            path.unlink(missing_ok=True)
+                try:
+                    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                        sha256, size = await _write(request, file, kind, limit)
+                except OSError as exc:
+                    raise StorageUnavailable(f"{self.folder} takes no upload: {exc}. Is its disk full?") from exc
+                yield Received(path, sha256, size)
+            finally:
+                path.unlink(missing_ok=True)
 
 
 async def _write(request: Request, file: BinaryIO, kind: FileKind, limit: int) -> tuple[str, int]:
@@ -145,12 +173,15 @@ async def _write(request: Request, file: BinaryIO, kind: FileKind, limit: int) -
         block.clear()
 
     chunks = request.stream()
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + BODY_SECONDS
     while True:
         try:
-            async with asyncio.timeout(STALL_SECONDS):
+            async with asyncio.timeout_at(min(clock() + STALL_SECONDS, deadline)):
                 chunk = await anext(chunks, None)
         except TimeoutError as exc:
-            raise HTTPException(408, f"No byte came for {STALL_SECONDS} s. Send the file again.") from exc
+            why = f"No byte came for {STALL_SECONDS} s, or the file took longer than {BODY_SECONDS} s."
+            raise HTTPException(408, f"{why} Send it again.") from exc
         if chunk is None:
             break
         size += len(chunk)

@@ -8,8 +8,6 @@ from sqlalchemy import Engine
 from tasks.database.engine import open_database
 from tasks.settings import Settings
 
-__all__ = ["database_for", "open_database"]
-
 _lock = threading.Lock()
 
 

@@ -54,14 +54,14 @@ def register_upload(engine: Engine, session_id: str, attempt: int, kind: FileKin
 
     Raises:
         UnknownSession: no such attempt.
-        SessionDecided: its decision is there, so that the file cannot count any more.
+        SessionDecided: its decision is there, so that the file cannot count any more. It is not recorded.
     """
     with writing(engine) as session:
         _lock(session, session_id, attempt)
-        if session.get(DecisionRow, (session_id, attempt)) is not None:
-            raise SessionDecided(
-                f"Attempt {attempt} of session {session_id!r} is decided. Ask for a further attempt to upload again."
-            )
+        decided = session.get(DecisionRow, (session_id, attempt)) is not None
+        # A flow run may have found and recorded the object first, and the decision may rest on it.
+        if decided and not _is_recorded(session, stored.storage_key):
+            raise session_decided(session_id, attempt)
         insert_once(
             session,
             UploadRow,
@@ -77,7 +77,7 @@ def register_upload(engine: Engine, session_id: str, attempt: int, kind: FileKin
 def is_registered(engine: Engine, storage_key: str) -> bool:
     """Whether an upload with this storage key is recorded."""
     with reading(engine) as session:
-        return session.scalar(select(UploadRow.id).where(UploadRow.storage_key == storage_key)) is not None
+        return _is_recorded(session, storage_key)
 
 
 def record_decision(
@@ -145,6 +145,18 @@ def due_attempts(engine: Engine, *, settled_seconds: float, limit: int, after: A
     query = select(AttemptRow).where(due).order_by(*place).limit(limit)
     with reading(engine) as session:
         return load_attempts(session, query)
+
+
+def session_decided(session_id: str, attempt: int) -> SessionDecided:
+    """The refusal of a file for a decided attempt."""
+    return SessionDecided(
+        f"Attempt {attempt} of session {session_id!r} is decided. Ask for a further attempt to upload again: "
+        f"POST /sessions/{session_id}/attempts."
+    )
+
+
+def _is_recorded(session: Session, storage_key: str) -> bool:
+    return session.scalar(select(UploadRow.id).where(UploadRow.storage_key == storage_key)) is not None
 
 
 def _insert(session: Session, session_id: str, attempt: int, deadline_seconds: float) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
@@ -20,6 +20,7 @@ from tasks.errors import ConfigurationError, DatabaseUnavailable, KycflowError
 BUSY_SECONDS = 30
 CONNECT_SECONDS = 10
 SQLITE_PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}
+READ_ONLY = "25006"  # SQLSTATE read_only_sql_transaction
 
 _engines: dict[tuple[int, str], Engine] = {}
 _lock = threading.Lock()
@@ -49,15 +50,39 @@ def close_databases() -> None:
 
 def database_url(url: str) -> URL:
     """Parse a URL and choose its driver: PostgreSQL is spoken to with psycopg 3. Raises ConfigurationError."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as exc:
-        raise ConfigurationError("KYCFLOW_DATABASE_URL is no URL such as postgresql://host/kycflow.") from exc
+    parsed = _parsed(url)
+    if parsed is None:
+        raise ConfigurationError(
+            "KYCFLOW_DATABASE_URL is no URL such as postgresql://user:password@host/name. In a password, '@' is "
+            "written as %40."
+        )
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername in ("sqlite", "sqlite+pysqlite") and parsed.database not in (None, "", ":memory:"):
         return parsed
-    raise ConfigurationError(f"{parsed.render_as_string()} is not usable: give a postgresql:// URL or sqlite:///file.")
+    raise ConfigurationError(f"{database_name(url)} is not usable: give a postgresql:// URL or sqlite:///file.")
+
+
+def database_name(url: str) -> str:
+    """A database for people and logs, without credentials and options: `postgresql at host:5432/kycflow`."""
+    parsed = _parsed(url)
+    if parsed is None:
+        return "a database whose URL cannot be read"
+    if parsed.get_backend_name() == "sqlite":
+        return f"SQLite at {parsed.database}"
+    bare = URL.create(parsed.get_backend_name(), host=parsed.host, port=parsed.port, database=parsed.database)
+    return bare.render_as_string().replace("://", " at ", 1)
+
+
+def _parsed(url: str) -> URL | None:
+    """None when it is no URL. Nothing of what the parser says is kept: it quotes passwords."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return None
+    # With a further '@', part of a password would be taken, and shown, as host, port or database.
+    credentials = 0 if parsed.username is None else 1
+    return parsed if parsed.get_backend_name() == "sqlite" or url.count("@") == credentials else None
 
 
 def _create(url: URL) -> Engine:
@@ -75,6 +100,7 @@ def _create(url: URL) -> Engine:
         connect_args={name: value for name, value in given.items() if name not in url.query},
     )
     event.listen(engine, "connect", _set_up_postgresql)
+    event.listen(engine, "handle_error", _leave_read_only)
     return engine
 
 
@@ -110,6 +136,12 @@ def _set_up_postgresql(connection: DBAPIConnection, _record: Any) -> None:
     connection.commit()
 
 
+def _leave_read_only(context: ExceptionContext) -> None:
+    # During a failover a connection may lead to a server that was demoted: let the next try make new ones.
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True
+
+
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     """One short transaction that only reads. Raises DatabaseUnavailable, ConfigurationError."""
@@ -130,7 +162,7 @@ def translated(engine: Engine) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as exc:
-        error = _error(exc, engine.url.render_as_string())
+        error = _error(exc, database_name(engine.url.render_as_string(hide_password=False)))
         if error is None:
             raise
         raise error from exc

@@ -9,7 +9,7 @@ from alembic.script import ScriptDirectory
 from filelock import FileLock
 from sqlalchemy import Connection, Engine, text
 
-from tasks.database.engine import open_database, translated
+from tasks.database.engine import database_name, open_database, translated
 from tasks.errors import ConfigurationError
 
 ADVISORY_LOCK = 0x6B7963666C6F77  # "kycflow"
@@ -43,7 +43,7 @@ def require_schema(engine: Engine) -> None:
     """Refuse a database whose schema is another than this version's. Raises ConfigurationError, DatabaseUnavailable."""
     found, needed = _version(engine), _head()
     if found != needed:
-        where = engine.url.render_as_string()
+        where = database_name(engine.url.render_as_string(hide_password=False))
         raise ConfigurationError(f"{where} is at {found}, this version needs {needed}: run `kycflow db upgrade`.")
 
 

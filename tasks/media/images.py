@@ -1,6 +1,11 @@
 """ID images: JPEG, PNG or WebP, decoded by Pillow, with bounds that hold before anything is decoded."""
 
+import mmap
+import re
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -14,6 +19,13 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 
 # Every exception that Pillow's three decoders raise on damaged input.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, IndexError, struct.error, OverflowError)
+
+_MOST_SCANS = 100  # of a progressive JPEG, each of which may walk all pixels; cameras write about 10
+_MOST_PARTS = (
+    20_000  # segments of a JPEG, chunks of a PNG: Pillow takes microseconds for each, and they may have 4 bytes
+)
+# What libjpeg takes for a marker between segments and inside pixels, but for those that restart a scan.
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 _ORIENTATION_TAG = 0x0112
 # EXIF 2.32, tag Orientation: what undoes each value.
@@ -33,7 +45,7 @@ def check_id_image(path: Path, settings: Settings) -> None:
 
     Raises MediaRefused: EMPTY, TOO_LARGE, NOT_AN_IMAGE, IMAGE_TOO_MANY_PIXELS, IMAGE_UNREADABLE, TRUNCATED.
     """
-    with _decoded(path, settings):
+    with _quiet(), _decoded(path, settings):
         pass
 
 
@@ -42,8 +54,19 @@ def read_id_image(path: Path, settings: Settings) -> Image.Image:
 
     Raises MediaRefused as `check_id_image` does.
     """
-    with _decoded(path, settings) as image:
+    with _quiet(), _decoded(path, settings) as image:
         return _upright(_to_rgb(image))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow warns of damaged metadata; the pixels are sound, so it must not matter where warnings are errors.
+
+    Filters are shared between threads: the worst that two at a time do is to leave this one in place.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        yield
 
 
 def _decoded(path: Path, settings: Settings) -> Image.Image:
@@ -53,6 +76,11 @@ def _decoded(path: Path, settings: Settings) -> Image.Image:
         raise MediaRefused("NOT_AN_IMAGE", "The ID image is not a JPEG, PNG or WebP file. Upload one of these.")
     if kind == "WEBP" and int.from_bytes(head[4:8], "little") + 8 > path.stat().st_size:
         raise _truncated(kind)  # Pillow has no word of its own for this
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if (kind == "JPEG" and _jpeg_is_laborious(data)) or (kind == "PNG" and _png_is_laborious(data)):
+            raise MediaRefused(
+                "IMAGE_UNREADABLE", f"The ID image is a {kind} file of too many parts. Take or export it again."
+            )
     try:
         image = Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
@@ -87,6 +115,38 @@ def _kind(head: bytes) -> str | None:
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "WEBP"
     return None
+
+
+def _jpeg_is_laborious(data: mmap.mmap) -> bool:
+    """Whether there are too many scans or segments (ITU-T T.81, annex B)."""
+    at, scans, parts = 2, 0, 0
+    while (found := _MARKER.search(data, at)) is not None:
+        marker = found.group()[1]
+        # Before the pixels, Pillow goes through filling bytes one by one.
+        parts += 1 if scans else 1 + found.start() - at
+        scans += marker == 0xDA
+        if scans > _MOST_SCANS or parts > _MOST_PARTS:
+            return True
+        if marker == 0xD9:
+            return False  # what follows are other pictures
+        at = found.end()
+        if marker >= 0xC0 and marker != 0xD8:  # the others have no length
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return False
+
+
+def _png_is_laborious(data: mmap.mmap) -> bool:
+    """Whether there are too many chunks, or colour profiles, each of which Pillow inflates to as much as 1 MB."""
+    at, profiles = 8, 0
+    for _ in range(_MOST_PARTS):
+        name = data[at + 4 : at + 8]
+        profiles += name == b"iCCP"
+        if profiles > 1:  # no more are allowed by the PNG specification
+            return True
+        if len(name) < 4 or name == b"IEND":
+            return False
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return True
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,7 +1,8 @@
 """Selfie videos: MP4/MOV or WebM/Matroska, demuxed and decoded by FFmpeg (PyAV) inside fixed bounds.
 
-FFmpeg is told which demuxer and which codecs to use and may open the one local file only, so that a playlist
-or a reference inside a file never leads it to another file or to the network.
+FFmpeg is told which demuxer and which codecs to use, so that no playlist inside a file leads it to another file or to
+the network: of the two demuxers, Matroska's opens nothing, and MP4's follows data references only where its option
+`enable_drefs` is set, which is off unless asked for.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import TYPE_CHECKING, cast
 
 import av
 import av.container
-from av.error import FFmpegError
+from av.error import ExitError, FFmpegError
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from tasks.errors import MediaRefused
-from tasks.media.containers import container_of, is_cut_off
+from tasks.media.containers import container_of, has_too_many_tags, is_cut_off
 from tasks.media.mp4_index import claims_more_than
 from tasks.media.sizes import read_head
 from tasks.settings import Settings
@@ -45,6 +46,11 @@ MOST_PACKETS_PER_SECOND = 2_000
 _PACKETS_UNTIL_A_FRAME = 64  # more than any codec's reordering delay
 
 
+_PATIENCE_SECONDS = (2.0, 30.0)
+"""How long one call of FFmpeg may read: a stranger's file, for which sound ones take hundredths of a second, and a file
+that was checked before, which a busy worker must not refuse. It ends what no count of ours foresees."""
+
+
 @dataclass(frozen=True)
 class Timeline:
     """When a video's frames are shown: seconds in ascending order, as its packets say. Nothing was decoded."""
@@ -60,7 +66,7 @@ def check_selfie_video(path: Path, settings: Settings) -> None:
     VIDEO_TOO_MANY_PIXELS, TRUNCATED.
     """
     read_timeline(path, settings)
-    with _opened(path, settings) as (container, stream):
+    with _opened(path, settings, checked=False) as (container, stream):
         packets = islice(container.demux(stream), _PACKETS_UNTIL_A_FRAME)
         if next(_frames(packets, settings), None) is None:
             raise MediaRefused(
@@ -98,7 +104,7 @@ def read_timeline(path: Path, settings: Settings, *, whole: bool = True) -> Time
 
     Raises MediaRefused as `check_selfie_video` does.
     """
-    with _opened(path, settings, whole=whole) as (container, stream):
+    with _opened(path, settings, checked=not whole) as (container, stream):
         budget, size = _most_packets(settings), 0
         times: list[float] = []
         begin, end, corrupt = math.inf, 0.0, False
@@ -126,22 +132,27 @@ def read_timeline(path: Path, settings: Settings, *, whole: bool = True) -> Time
 
 @contextmanager
 def _opened(
-    path: Path, settings: Settings, *, whole: bool = False
+    path: Path, settings: Settings, *, checked: bool = True
 ) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
     head = read_head(path, "selfie video", settings.max_selfie_video_bytes)
     kind = container_of(head)
     if kind is None:
         raise MediaRefused("NOT_A_VIDEO", "The selfie video is not an MP4, MOV, WebM or Matroska file. Upload one.")
-    if whole and is_cut_off(path, kind):
+    if not checked and is_cut_off(path, kind):
         raise _truncated()
-    if kind == "mov" and claims_more_than(path, _most_packets(settings)):
+    if claims_more_than(path, _most_packets(settings)) if kind == "mov" else has_too_many_tags(path):
         raise _overfull()
+    # FFmpeg counts what it pads, so its own bound is wider: it is there for memory and time, the exact one is ours.
+    max_pixels = str(2 * settings.max_selfie_video_pixels + 65_536)
     try:
         with av.open(
             f"file:{path.absolute()}",  # with its protocol, so that no name is taken for an address
             format=kind,
-            options={"protocol_whitelist": "file", "codec_whitelist": CODECS},
+            # The last two reach the decoders with which FFmpeg looks into every stream as it opens a file. A Matroska
+            # index, which is for seeking, would take a time that is quadratic in its length.
+            options={"fflags": "ignidx", "codec_whitelist": CODECS, "max_pixels": max_pixels},
             metadata_errors="replace",
+            timeout=_PATIENCE_SECONDS[checked],
         ) as container:
             videos = (video for video in container.streams.video if not video.disposition & Disposition.attached_pic)
             stream = next(videos, None)  # a cover picture is no video
@@ -152,9 +163,12 @@ def _opened(
                     "VIDEO_UNREADABLE", "The selfie video's codec is not supported. Use H.264, H.265, VP8, VP9 or AV1."
                 )
             _refuse_too_many_pixels(stream.codec_context.width, stream.codec_context.height, settings)
-            # FFmpeg counts what it pads, so its own bound is wider: it is there for memory, the exact one is ours.
-            stream.codec_context.options = {"max_pixels": str(2 * settings.max_selfie_video_pixels + 65_536)}
+            stream.codec_context.options = {"max_pixels": max_pixels}
             yield container, stream
+    except ExitError as exc:  # out of patience
+        raise MediaRefused(
+            "VIDEO_UNREADABLE", "The selfie video takes too long to read. Record or export it again."
+        ) from exc
     except FFmpegError as exc:
         raise MediaRefused(
             "VIDEO_UNREADABLE", f"The selfie video cannot be read ({exc.strerror}). Record or export it again."

@@ -6,10 +6,6 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from tasks.settings import Settings
-from tasks.storage.files import fetch, hash_file
-from tasks.storage.keys import file_prefix, new_file_key, picture_key
-
-__all__ = ["Storage", "fetch", "file_prefix", "hash_file", "new_file_key", "open_storage", "picture_key"]
 
 
 class Storage(Protocol):
@@ -23,13 +19,19 @@ class Storage(Protocol):
         """Store a file's bytes. A key that is there keeps its first bytes: a lost answer may be asked for again."""
 
     def newest(self, prefix: str) -> str | None:
-        """The lexicographically greatest key that begins with the prefix; None when there is none."""
+        """The lexicographically greatest key that begins with the prefix; None when there is none.
+
+        Names that are no keys are left out: an upload tool's hidden parts, a console's "folders".
+        """
 
     def size(self, key: str) -> int | None:
         """Size in bytes; None when there is no such object."""
 
     def download(self, key: str, destination: Path) -> None:
         """Write the object's bytes to a file. Raises ObjectMissing."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object. One that is not there is fine: a lost answer may be asked for again."""
 
     def url(self, key: str) -> str:
         """Where the object lies, for people."""

@@ -2,13 +2,10 @@
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasks.contracts import StoredFile
 from tasks.errors import ObjectChanged
-
-if TYPE_CHECKING:
-    from tasks.storage import Storage
+from tasks.storage import Storage
 
 
 def hash_file(path: Path) -> tuple[str, int]:
@@ -18,7 +15,7 @@ def hash_file(path: Path) -> tuple[str, int]:
         return digest, file.tell()
 
 
-def fetch(storage: "Storage", stored: StoredFile, destination: Path) -> None:
+def fetch(storage: Storage, stored: StoredFile, destination: Path) -> None:
     """Download a file and prove that it is the one announced.
 
     Raises ObjectMissing, and ObjectChanged when the bytes are others: then nothing is left at the destination.

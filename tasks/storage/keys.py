@@ -11,10 +11,15 @@ def valid_key(key: str) -> str:
 
     Raises ValueError for an empty or absolute key, for empty, `.`-leading or `..` segments, NUL and backslash.
     """
-    segments = key.split("/")
-    if not key or len(key) > 512 or "\0" in key or "\\" in key or any(s == "" or s[0] == "." for s in segments):
+    if not is_valid_key(key):
         raise ValueError(f"{key!r} is no storage key: it must be relative, without '..', hidden or empty parts.")
     return key
+
+
+def is_valid_key(key: str) -> bool:
+    """Whether `valid_key` takes it. Other systems and consoles put names into a store that it does not."""
+    hidden_or_empty = any(part == "" or part[0] == "." for part in key.split("/"))
+    return len(key) <= 512 and "\0" not in key and "\\" not in key and not hidden_or_empty
 
 
 def file_prefix(session_id: str, attempt: int, kind: FileKind) -> str:

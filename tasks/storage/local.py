@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tasks.errors import ConfigurationError, ObjectMissing, StorageUnavailable
-from tasks.storage.keys import valid_key
+from tasks.storage.keys import is_valid_key, valid_key
 
 SETUP_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST}
 
@@ -42,12 +42,12 @@ class LocalStorage:
     def newest(self, prefix: str) -> str | None:
         """Looks into the prefix's folder only."""
         with self._translated():
-            top = self.folder / valid_key(prefix.rstrip("/"))
+            top = self._path(prefix.rstrip("/"))
             top = top if prefix.endswith("/") else top.parent
             walk = os.walk(top, onerror=_raise_unless_missing)
-            files = (Path(root, name) for root, _, names in walk for name in names if name[0] != ".")
+            files = (Path(root, name) for root, _, names in walk for name in names)
             keys = (file.relative_to(self.folder).as_posix() for file in files)
-            return max((key for key in keys if key.startswith(prefix)), default=None)
+            return max((key for key in keys if key.startswith(prefix) and is_valid_key(key)), default=None)
 
     def size(self, key: str) -> int | None:
         """See Storage."""
@@ -66,6 +66,11 @@ class LocalStorage:
                 raise ObjectMissing(f"{self.url(key)} is not there. Was it deleted?") from exc
             with source, destination.open("wb") as target:
                 shutil.copyfileobj(source, target, 1024 * 1024)
+
+    def delete(self, key: str) -> None:
+        """See Storage."""
+        with self._translated():
+            self._path(key).unlink(missing_ok=True)
 
     def url(self, key: str) -> str:
         """Path of the object's file."""

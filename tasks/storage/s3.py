@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from prefect_aws import AwsClientParameters, AwsCredentials
 
 from tasks.errors import ConfigurationError, KycflowError, ObjectMissing, StorageUnavailable
-from tasks.storage.keys import valid_key
+from tasks.storage.keys import is_valid_key, valid_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -96,9 +96,8 @@ class S3Storage:
             pages = self._client().get_paginator("list_objects_v2")
             listing = pages.paginate(Bucket=self.bucket, Prefix=f"{self.prefix}{prefix}")
             names = (entry["Key"] for page in listing for entry in page.get("Contents", []))
-            # Consoles make "folders": empty objects whose name ends in a slash.
-            newest = max((name for name in names if not name.endswith("/")), default=None)
-            return newest.removeprefix(self.prefix) if newest else None
+            keys = (name.removeprefix(self.prefix) for name in names)
+            return max((key for key in keys if is_valid_key(key)), default=None)
 
     def size(self, key: str) -> int | None:
         """See Storage."""
@@ -112,6 +111,12 @@ class S3Storage:
         """See Storage."""
         with self._translated(key):
             self._client().download_file(self.bucket, self._name(key), str(destination), Config=TRANSFER)
+
+    def delete(self, key: str) -> None:
+        """See Storage."""
+        # AWS says nothing of a missing object, some other servers do.
+        with suppress(ObjectMissing), self._translated(key):
+            self._client().delete_object(Bucket=self.bucket, Key=self._name(key))
 
     def url(self, key: str) -> str:
         """The object's `s3://` address."""

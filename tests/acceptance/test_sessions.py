@@ -167,6 +167,10 @@ def test_a_waiting_session_is_woken_by_the_upload_it_waits_for(
         client.upload(session_id, "id_image", demo_media.genuine_card)
         assert client.wait(session_id, DECISION_SECONDS)["decision"] == "match"
     assert len(system.session_runs(session_id)) == 1
+    log = (system.settings.state_dir / "logs" / "worker-sessions.log").read_text()
+    waited = [line for line in log.splitlines() if session_id in line and "AwaitingFiles" in line]
+    assert waited
+    assert not any("ERROR" in line for line in waited), "Waiting is ordinary."
 
 
 def test_a_session_whose_video_never_comes_expires(system: System, demo_media: DemoMedia, session_id: str) -> None:

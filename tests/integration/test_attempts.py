@@ -13,6 +13,7 @@ from tasks.contracts import Attempt, Decision, DecisionKind, FileKind, FilePair,
 from tasks.database.attempts import (
     due_attempts,
     get_attempt,
+    is_registered,
     next_attempt,
     open_attempt,
     record_decision,
@@ -135,6 +136,11 @@ class TestUploads:
         record_decision(database, "a", 1, verdict=MATCH, files=with_both(database, "a").files)
         with pytest.raises(SessionDecided):
             register_upload(database, "a", 1, FileKind.ID_IMAGE, stored("late"))
+        assert not is_registered(database, "late")
+
+    def test_a_recorded_file_is_not_refused_after_the_decision_that_rests_on_it(self, database: Engine) -> None:
+        record_decision(database, "a", 1, verdict=MATCH, files=with_both(database, "a").files)
+        assert register_upload(database, "a", 1, FileKind.ID_IMAGE, stored("a/card")) == get_attempt(database, "a")
 
 
 class TestDecisions:

@@ -1,5 +1,6 @@
 """SQLAlchemy's errors become kycflow's, whichever function meets them."""
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from tasks.contracts import DecisionKind, EngineConfig, FaceComparison, FileKind, FilePair, Reason, StoredFile, Verdict
-from tasks.database import attempts, comparisons, open_database
+from tasks.database import attempts, comparisons
 from tasks.database.attempts import get_attempt
-from tasks.database.engine import writing
+from tasks.database.engine import database_name, open_database, writing
 from tasks.database.schema import require_schema, upgrade
 from tasks.errors import ConfigurationError, DatabaseUnavailable
 
@@ -70,8 +71,57 @@ def _impatient(url: str) -> Engine:
     return engine
 
 
-def test_a_password_never_shows_in_an_error() -> None:
-    engine = open_database("postgresql://user:hidden-word@127.0.0.1:9/none?connect_timeout=2")
-    with pytest.raises(DatabaseUnavailable) as caught:
-        get_attempt(engine, "a")
-    assert "hidden-word" not in str(caught.value)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:hidden-word@127.0.0.1:9/none?connect_timeout=2",
+        "postgresql://127.0.0.1:9/none?password=hidden-word&connect_timeout=2",
+        "postgresql://user:a%40hidden-word@127.0.0.1:9/none?connect_timeout=2",
+        "postgresql://user:a@hidden-word@127.0.0.1:9/none?connect_timeout=2",
+        "postgresql://user:a@b:hidden-word@127.0.0.1:9/none?connect_timeout=2",
+        "postgresql://user:a@b/hidden-word@127.0.0.1:9/none?connect_timeout=2",
+        "postgresql://user:a@hidden-word/c?d@127.0.0.1:9/none",
+        "postgresql://user/hidden-word@127.0.0.1:9/none?connect_timeout=2",
+        "mysql://user:hidden-word@host/name?password=hidden-word",
+        "hidden-word",
+    ],
+)
+def test_a_password_never_shows_in_an_error_or_its_traceback(url: str) -> None:
+    with pytest.raises((DatabaseUnavailable, ConfigurationError)) as caught:
+        get_attempt(open_database(url), "a")
+    assert "hidden" not in "".join(traceback.format_exception(caught.value))
+    assert "hidden" not in database_name(url)
+
+
+@pytest.mark.parametrize("empty_database_url", ["postgresql"], indirect=True)
+def test_a_password_never_shows_in_a_refusal_of_the_schema(empty_database_url: str) -> None:
+    url = f"{empty_database_url}&sslpassword=hidden-word"
+    with pytest.raises(ConfigurationError, match="is at None") as caught:
+        require_schema(open_database(url))
+    assert "hidden" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("postgresql://user:word@host:5432/kycflow?sslmode=require", "postgresql at host:5432/kycflow"),
+        ("postgresql+psycopg://user@[::1]/kycflow", "postgresql at [::1]/kycflow"),
+        ("postgresql://user:a%40b@host", "postgresql at host"),
+        ("postgresql://user:a@b@host/kycflow", "a database whose URL cannot be read"),
+        ("sqlite:////state/a@b.db?mode=ro", "SQLite at /state/a@b.db"),
+        ("", "a database whose URL cannot be read"),
+    ],
+)
+def test_a_database_has_a_name_for_people(url: str, name: str) -> None:
+    assert database_name(url) == name
+
+
+@pytest.mark.parametrize("empty_database_url", ["postgresql"], indirect=True)
+def test_a_server_that_was_demoted_is_left_and_tried_again(database: Engine) -> None:
+    with database.connect() as connection:
+        connection.execute(text("SET default_transaction_read_only = on"))
+        connection.commit()
+    with pytest.raises(DatabaseUnavailable, match="read-only"):
+        attempts.open_attempt(database, "a", 1, 90)
+    # The pool has forgotten its connections: in an outage, they led to the wrong server.
+    assert attempts.open_attempt(database, "a", 1, 90)[1]

@@ -9,9 +9,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, inspect, text
 
-from tasks.database import database_for, open_database
+from tasks.database import database_for
 from tasks.database.attempts import get_attempt
-from tasks.database.engine import reading, writing
+from tasks.database.engine import open_database, reading, writing
 from tasks.database.schema import require_schema, upgrade
 from tasks.database.tables import Base
 from tasks.errors import ConfigurationError

@@ -3,6 +3,7 @@
 import os
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import pytest
 from tasks.contracts import StoredFile
 from tasks.errors import ConfigurationError, ObjectChanged, ObjectMissing, StorageUnavailable
 from tasks.settings import Settings
-from tasks.storage import Storage, fetch, hash_file, open_storage
+from tasks.storage import Storage, open_storage
+from tasks.storage.files import fetch, hash_file
+from tasks.storage.local import LocalStorage
+from tasks.storage.s3 import S3Storage
 from tests.s3_server import READER_KEY, READER_SECRET
 
 BIG = 20 * 1024 * 1024  # several parts of a multipart upload
@@ -45,6 +49,33 @@ def test_the_newest_is_the_greatest_name(storage: Storage, source: Path) -> None
     assert storage.newest("a/1/") == "a/1/3"
     assert storage.newest("a/") == "a/10/9"
     assert storage.newest("a/2/") is None
+
+
+def test_names_that_are_no_keys_are_never_the_newest(storage: Storage, source: Path) -> None:
+    storage.put("a/1/2", source)
+    for name in ("a/1/3/.part/x", "a/1/9/", "a/2/.hidden"):
+        _put_by_other_means(storage, name)
+    assert storage.newest("a/1/") == "a/1/2"
+    assert storage.newest("a/2/") is None
+
+
+def _put_by_other_means(storage: Storage, name: str) -> None:
+    body = b"" if name.endswith("/") else b"x"
+    if isinstance(storage, S3Storage):
+        storage._client().put_object(Bucket=storage.bucket, Key=storage.prefix + name, Body=body)
+    elif isinstance(storage, LocalStorage):
+        (storage.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if body:
+            (storage.folder / name).write_bytes(body)
+
+
+def test_a_deleted_object_is_gone_and_deleting_it_again_is_fine(storage: Storage, source: Path) -> None:
+    for name in ("a/1", "a/2"):
+        storage.put(name, source)
+    for _ in range(2):
+        storage.delete("a/1")
+    storage.delete("never/there")
+    assert [storage.size(name) for name in ("a/1", "a/2")] == [None, source.stat().st_size]
 
 
 def test_a_missing_object_is_named(storage: Storage, tmp_path: Path) -> None:
@@ -89,6 +120,7 @@ def test_no_method_takes_a_key_that_leaves_the_store(storage: Storage, source: P
         lambda: storage.newest(key),
         lambda: storage.size(key),
         lambda: storage.download(key, source),
+        lambda: storage.delete(key),
         lambda: storage.url(key),
     )
     for call in calls:
@@ -106,11 +138,12 @@ def _every_method(store: Storage, source: Path) -> dict[str, object]:
         "newest": lambda: store.newest("prefix/"),
         "size": lambda: store.size("key"),
         "download": lambda: store.download("key", source.with_name("back")),
+        "delete": lambda: store.delete("key"),
         "check": store.check,
     }
 
 
-METHODS = ["put", "newest", "size", "download", "check"]
+METHODS = ["put", "newest", "size", "download", "delete", "check"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -129,7 +162,7 @@ def test_a_missing_bucket_is_a_matter_of_configuration(method: str, source: Path
         _every_method(store, source)[method]()  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("method", ["put", "check"])
+@pytest.mark.parametrize("method", ["put", "delete", "check"])
 def test_credentials_that_may_not_write_are_a_matter_of_configuration(
     method: str, source: Path, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,12 +182,21 @@ class TestFolder:
         assert modes == {"a": 0o700, "b": 0o600, ".incoming": 0o700}
         assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700
 
-    def test_a_symbolic_link_does_not_lead_out(self, tmp_path: Path, source: Path) -> None:
+    @pytest.mark.parametrize("method", ["put", "newest", "size", "download", "delete"])
+    def test_a_symbolic_link_does_not_lead_out(self, method: str, tmp_path: Path, source: Path) -> None:
         (tmp_path / "store").mkdir()
         (tmp_path / "store" / "out").symlink_to(tmp_path)
         store = open_storage(Settings(storage_url=f"file://{tmp_path}/store"))
+        calls: dict[str, Callable[[], object]] = {
+            "put": lambda: store.put("out/new", source),
+            "newest": lambda: store.newest("out/"),
+            "size": lambda: store.size("out/source"),
+            "download": lambda: store.download("out/source", tmp_path / "back"),
+            "delete": lambda: store.delete("out/source"),
+        }
         with pytest.raises(ValueError, match="leads out"):
-            store.size("out/source")
+            calls[method]()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "store"]
 
     @pytest.mark.parametrize("method", METHODS)
     def test_a_folder_that_is_a_file_is_a_matter_of_configuration(

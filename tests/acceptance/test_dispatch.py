@@ -1,0 +1,181 @@
+"""Flow runs that were spent, lost, or about to be missed: what starts them, and what does not."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import Pause
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_LOCAL_STORAGE_PATH,
+    PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW,
+    temporary_settings,
+)
+from prefect.states import Failed, Scheduled
+
+import tasks.sweep
+import tasks.waiting
+from deployments.demo_card import draw_card
+from deployments.demo_media import DemoMedia, portraits
+from flows.verify_session import verify_session
+from tasks.contracts import Attempt, FileKind, StoredFile, comparison_key
+from tasks.database.attempts import open_attempt, register_upload
+from tasks.dispatch import start_comparison, start_or_wake
+from tasks.errors import ConfigurationError
+from tasks.faces.models import engine_config
+from tasks.files import find_files
+from tasks.settings import Settings
+from tasks.storage import open_storage
+from tasks.storage.files import hash_file
+from tasks.storage.keys import new_file_key
+from tests.system import DECISION_SECONDS, System, eventually
+
+
+def put(system: System, session_id: str, kind: FileKind, path: Path) -> StoredFile:
+    """Store and record a file as the upload service does, and tell nobody."""
+    key = new_file_key(session_id, 1, kind)
+    open_storage(system.settings).put(key, path)
+    sha256, size_bytes = hash_file(path)
+    stored = StoredFile(storage_key=key, sha256=sha256, size_bytes=size_bytes)
+    register_upload(system.database, session_id, 1, kind, stored)
+    return stored
+
+
+def opened(system: System, session_id: str) -> Attempt:
+    """A session that nobody told Prefect of."""
+    return open_attempt(system.database, session_id, 1, 3600)[0]
+
+
+def decision(system: System, session_id: str) -> object:
+    with system.client() as client:
+        return client.wait(session_id, DECISION_SECONDS)["decision"]
+
+
+@pytest.fixture
+def inside(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process as one of the system's own."""
+    monkeypatch.setenv("KYCFLOW_STATE_DIR", str(system.settings.state_dir))
+    with temporary_settings(
+        {
+            PREFECT_API_URL: system.addresses.prefect_api,
+            PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results",
+            # Some tests call tasks outside a flow run.
+            PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore",
+        }
+    ):
+        yield
+
+
+def test_a_session_whose_run_failed_goes_on_with_the_next_upload(
+    system: System, demo_media: DemoMedia, session_id: str
+) -> None:
+    with system.client() as client:
+        client.create_session(session_id)
+        client.upload(session_id, "id_image", demo_media.genuine_card)
+        (run,) = system.session_runs(session_id)
+        system.prefect(lambda prefect: prefect.set_flow_run_state(run.id, Failed(), force=True))
+        client.upload(session_id, "selfie_video", demo_media.selfie_video)
+    assert decision(system, session_id) == "match"
+    assert [run.id] == [one.id for one in system.session_runs(session_id)]
+
+
+def test_a_comparison_whose_runs_are_spent_is_dispatched_anew(
+    system: System, demo_media: DemoMedia, media_settings: Settings, session_id: str, tmp_path: Path, inside: None
+) -> None:
+    opened(system, session_id)
+    card = tmp_path / "card.jpg"
+    card.write_bytes(draw_card(portraits(media_settings)[0], serial=4711))
+    reference = put(system, session_id, FileKind.ID_IMAGE, card)
+    probe = put(system, session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
+    engine = engine_config(Settings())
+    key = comparison_key(reference.sha256, probe.sha256, engine)
+
+    async def spend(client: PrefectClient) -> None:
+        deployment = await client.read_deployment_by_name("compare-faces/compare-faces")
+        for dispatch in (1, 2, 3):
+            run = await client.create_flow_run_from_deployment(
+                deployment.id,
+                parameters={"reference": reference.model_dump(), "probe": probe.model_dump()},
+                idempotency_key=f"{key}:{dispatch}",
+                state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(hours=1)),
+            )
+            await client.set_flow_run_state(run.id, Failed(), force=True)
+
+    system.prefect(spend)
+    attempt = open_attempt(system.database, session_id, 1, 3600)[0]
+    asyncio.run(start_or_wake(attempt))
+    assert decision(system, session_id) == "match"
+    fourth = asyncio.run(start_comparison(key, 4, reference, probe, engine))
+    assert fourth.state is not None
+    assert fourth.state.is_completed()
+
+
+# Prefect's engine leaves its sockets to the process' end when a run pauses, which here is not the end.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_upload_between_the_last_look_and_the_waiting_state_wakes_the_run(
+    system: System, demo_media: DemoMedia, session_id: str, inside: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(system, session_id)
+    put(system, session_id, FileKind.ID_IMAGE, demo_media.genuine_card)
+    next_look = tasks.waiting.next_look
+
+    def upload_comes_now(*arguments: object) -> datetime:
+        put(system, session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
+        return next_look(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tasks.waiting, "next_look", upload_comes_now)
+    with pytest.raises(Pause) as paused:
+        asyncio.run(verify_session(session_id))
+    assert paused.value.state is not None
+    assert paused.value.state.name == "Scheduled"
+    (run,) = system.session_runs(session_id)
+    assert run.state is not None
+    assert (run.state.name, run.state.message) == ("Scheduled", "Both files are there")
+
+
+def test_the_sweep_starts_a_session_that_nobody_told_prefect_of(
+    system: System, demo_media: DemoMedia, session_id: str, inside: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(system, session_id)
+    put(system, session_id, FileKind.ID_IMAGE, demo_media.genuine_card)
+    put(system, session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
+    monkeypatch.setattr(tasks.sweep, "SETTLED_SECONDS", 0)
+    assert asyncio.run(tasks.sweep.start_due_sessions()) >= 1
+    assert decision(system, session_id) == "match"
+
+
+def test_a_recorded_file_that_is_gone_from_storage_fails_loudly_and_heals_by_sending_it_again(
+    system: System, demo_media: DemoMedia, session_id: str
+) -> None:
+    opened(system, session_id)
+    stored = put(system, session_id, FileKind.ID_IMAGE, demo_media.genuine_card)
+    (system.settings.state_dir / "storage" / stored.storage_key).unlink()
+    with system.client() as client:
+        client.upload(session_id, "selfie_video", demo_media.selfie_video)
+        (run,) = eventually(lambda: [r for r in system.session_runs(session_id) if r.state_name == "Failed"] or None)
+        assert run.state is not None
+        assert "gone from storage" in str(run.state.message)
+        client.upload(session_id, "id_image", demo_media.genuine_card)
+    assert decision(system, session_id) == "match"
+
+
+@pytest.mark.parametrize("size", [0, 2_000_000])
+def test_a_file_of_another_system_with_a_size_that_is_not_accepted_counts_as_missing(
+    size: int, system: System, session_id: str, tmp_path: Path, inside: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KYCFLOW_MAX_ID_IMAGE_BYTES", "1000000")
+    opened(system, session_id)
+    file = tmp_path / "file"
+    file.write_bytes(bytes(size))
+    open_storage(system.settings).put(new_file_key(session_id, 1, FileKind.ID_IMAGE), file)
+    assert asyncio.run(find_files(session_id, 1)).id_image is None
+
+
+def test_without_an_address_no_server_of_its_own_is_started(session_id: str) -> None:
+    now = datetime.now(UTC)
+    attempt = Attempt(session_id=session_id, attempt=1, created_at=now, deadline_at=now)
+    with temporary_settings({PREFECT_API_URL: None}), pytest.raises(ConfigurationError, match="PREFECT_API_URL"):
+        asyncio.run(start_or_wake(attempt))
