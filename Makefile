@@ -3,6 +3,8 @@ STATE := .kycflow
 VENV := $(STATE)/venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(STATE)/cache/python
+export HYPOTHESIS_STORAGE_DIRECTORY := $(CURDIR)/$(STATE)/cache/hypothesis
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -38,7 +40,7 @@ lint: $(READY)  ## ruff, mypy (strict), the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --cache-dir $(STATE)/cache/import-linter
 
 COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
 lock:  ## renew both lock files (needs uv)

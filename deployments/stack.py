@@ -87,7 +87,8 @@ class Stack:
 
     def __enter__(self) -> "Stack":
         for folder in (self._settings.state_dir, self._logs):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)  # whoever made it: Prefect's database in it is readable to others by itself
         try:
             self._lock.acquire(timeout=0)
         except Timeout as exc:
