@@ -9,14 +9,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
 
 import psutil
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, FlowRunFilterParentTaskRunId
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from sqlalchemy import Engine
 
 from deployments.client import UploadClient
@@ -60,10 +62,10 @@ class System:
         named = FlowRunFilter(name=FlowRunFilterName(like_=f"{session_id} attempt"))
         return self.prefect(lambda client: client.read_flow_runs(flow_run_filter=named, limit=200))
 
-    def all_runs(self) -> list[FlowRun]:
-        """Every flow run that is not a task's shadow."""
-        top = FlowRunFilter(parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=None))
-        return self.prefect(lambda client: client.read_flow_runs(flow_run_filter=top, limit=200))
+    def runs_since(self, moment: datetime) -> list[FlowRun]:
+        """Every flow run created since then, but for those that a schedule has planned."""
+        runs = self.prefect(lambda client: client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200))
+        return [run for run in runs if run.created and run.created >= moment and not run.auto_scheduled]
 
     def ended_run(self, run_id: UUID) -> FlowRun:
         """A flow run once it has ended."""

@@ -1,5 +1,6 @@
 """The comparison's flow, run in this process against a real Prefect server, with the real engine."""
 
+import gc
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ from tasks.storage.keys import new_file_key
 from tests.databases import sqlite_url
 from tests.system import System, eventually
 
+# Prefect's engine leaves sockets to the process' end, which here comes much later: they are collected in their test.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture
 def worker(
@@ -40,6 +44,7 @@ def worker(
         {PREFECT_API_URL: system.addresses.prefect_api, PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results"}
     ):
         yield
+        gc.collect()
 
 
 def stored(path: Path, kind: FileKind) -> StoredFile:

@@ -1,6 +1,7 @@
 """Flow runs that were spent, lost, or about to be missed: what starts them, and what does not."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +33,9 @@ from tasks.storage import open_storage
 from tasks.storage.files import hash_file
 from tasks.storage.keys import new_file_key
 from tests.system import DECISION_SECONDS, System, eventually
+
+# Prefect's engine leaves sockets to the process' end, which here comes much later: they are collected in their test.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def put(system: System, session_id: str, kind: FileKind, path: Path) -> StoredFile:
@@ -67,6 +71,7 @@ def inside(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         }
     ):
         yield
+        gc.collect()
 
 
 def test_a_session_whose_run_failed_goes_on_with_the_next_upload(
@@ -113,8 +118,6 @@ def test_a_comparison_whose_runs_are_spent_is_dispatched_anew(
     assert fourth.state.is_completed()
 
 
-# Prefect's engine leaves its sockets to the process' end when a run pauses, which here is not the end.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_upload_between_the_last_look_and_the_waiting_state_wakes_the_run(
     system: System, demo_media: DemoMedia, session_id: str, inside: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
