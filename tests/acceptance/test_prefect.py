@@ -36,7 +36,8 @@ def test_fifty_flow_runs_created_at_once_are_all_taken(system: System) -> None:
             bodies = [{"parameters": {"session_id": f"many-{uuid.uuid4().hex[:8]}"}, "state": state} for _ in range(50)]
             answers = await asyncio.gather(*(client.post(create, json=body) for body in bodies))
             for answer in answers:
-                await client.delete(f"/flow_runs/{answer.json()['id']}")
+                if answer.is_success:
+                    await client.delete(f"/flow_runs/{answer.json()['id']}")
             return answers
 
     assert [answer.status_code for answer in asyncio.run(burst())] == [201] * 50
