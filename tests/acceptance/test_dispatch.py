@@ -22,30 +22,19 @@ import tasks.waiting
 from deployments.demo_card import draw_card
 from deployments.demo_media import DemoMedia, portraits
 from flows.verify_session import verify_session
-from tasks.contracts import Attempt, FileKind, StoredFile, comparison_key
-from tasks.database.attempts import open_attempt, register_upload
+from tasks.contracts import Attempt, FileKind, comparison_key
+from tasks.database.attempts import open_attempt
 from tasks.dispatch import start_comparison, start_or_wake
 from tasks.errors import ConfigurationError
 from tasks.faces.models import engine_config
 from tasks.files import find_files
 from tasks.settings import Settings
 from tasks.storage import open_storage
-from tasks.storage.files import hash_file
 from tasks.storage.keys import new_file_key
 from tests.system import DECISION_SECONDS, System, eventually
 
 # Prefect's engine leaves sockets to the process' end, which here comes much later: they are collected in their test.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-def put(system: System, session_id: str, kind: FileKind, path: Path) -> StoredFile:
-    """Store and record a file as the upload service does, and tell nobody."""
-    key = new_file_key(session_id, 1, kind)
-    open_storage(system.settings).put(key, path)
-    sha256, size_bytes = hash_file(path)
-    stored = StoredFile(storage_key=key, sha256=sha256, size_bytes=size_bytes)
-    register_upload(system.database, session_id, 1, kind, stored)
-    return stored
 
 
 def opened(system: System, session_id: str) -> Attempt:
@@ -93,8 +82,8 @@ def test_a_comparison_whose_runs_are_spent_is_dispatched_anew(
     opened(system, session_id)
     card = tmp_path / "card.jpg"
     card.write_bytes(draw_card(portraits(media_settings)[0], serial=4711))
-    reference = put(system, session_id, FileKind.ID_IMAGE, card)
-    probe = put(system, session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
+    reference = system.record(session_id, FileKind.ID_IMAGE, card)
+    probe = system.record(session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
     engine = engine_config(Settings())
     key = comparison_key(reference.sha256, probe.sha256, engine)
 
@@ -122,11 +111,11 @@ def test_an_upload_between_the_last_look_and_the_waiting_state_wakes_the_run(
     system: System, demo_media: DemoMedia, session_id: str, inside: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened(system, session_id)
-    put(system, session_id, FileKind.ID_IMAGE, demo_media.genuine_card)
+    system.record(session_id, FileKind.ID_IMAGE, demo_media.genuine_card)
     next_look = tasks.waiting.next_look
 
     def upload_comes_now(*arguments: object) -> datetime:
-        put(system, session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
+        system.record(session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
         return next_look(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tasks.waiting, "next_look", upload_comes_now)
@@ -143,8 +132,8 @@ def test_the_sweep_starts_a_session_that_nobody_told_prefect_of(
     system: System, demo_media: DemoMedia, session_id: str, inside: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened(system, session_id)
-    put(system, session_id, FileKind.ID_IMAGE, demo_media.genuine_card)
-    put(system, session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
+    system.record(session_id, FileKind.ID_IMAGE, demo_media.genuine_card)
+    system.record(session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
     monkeypatch.setattr(tasks.sweep, "SETTLED_SECONDS", 0)
     assert asyncio.run(tasks.sweep.start_due_sessions()) >= 1
     assert decision(system, session_id) == "match"
@@ -154,7 +143,7 @@ def test_a_recorded_file_that_is_gone_from_storage_fails_loudly_and_heals_by_sen
     system: System, demo_media: DemoMedia, session_id: str
 ) -> None:
     opened(system, session_id)
-    stored = put(system, session_id, FileKind.ID_IMAGE, demo_media.genuine_card)
+    stored = system.record(session_id, FileKind.ID_IMAGE, demo_media.genuine_card)
     (system.settings.state_dir / "storage" / stored.storage_key).unlink()
     with system.client() as client:
         client.upload(session_id, "selfie_video", demo_media.selfie_video)

@@ -16,8 +16,8 @@ from sqlalchemy import func, select
 
 from deployments.demo_card import draw_card
 from deployments.demo_media import DemoMedia, portraits
-from tasks.contracts import Comparison, FileKind, StoredFile
-from tasks.database.attempts import get_attempt, open_attempt, register_upload
+from tasks.contracts import Comparison, FileKind
+from tasks.database.attempts import get_attempt, open_attempt
 from tasks.database.comparisons import get_comparison
 from tasks.database.engine import reading
 from tasks.database.tables import ComparisonRow, DecisionRow
@@ -25,7 +25,6 @@ from tasks.dispatch import start_or_wake
 from tasks.errors import Refused
 from tasks.settings import Settings
 from tasks.storage import open_storage
-from tasks.storage.files import hash_file
 from tasks.storage.keys import new_file_key
 from tests.system import DECISION_SECONDS, System, eventually
 
@@ -95,14 +94,10 @@ def test_twenty_triggers_at_once_give_one_flow_run_and_one_comparison(
     system: System, demo_media: DemoMedia, media_settings: Settings, tmp_path: Path, session_id: str
 ) -> None:
     (card,) = make_cards(tmp_path, media_settings, 1)
-    storage = open_storage(system.settings)
     open_attempt(system.database, session_id, 1, 3600)
-    for kind, path in ((FileKind.ID_IMAGE, card), (FileKind.SELFIE_VIDEO, demo_media.selfie_video)):
-        key = new_file_key(session_id, 1, kind)
-        storage.put(key, path)
-        sha256, size_bytes = hash_file(path)
-        stored = StoredFile(storage_key=key, sha256=sha256, size_bytes=size_bytes)
-        attempt = register_upload(system.database, session_id, 1, kind, stored)
+    system.record(session_id, FileKind.ID_IMAGE, card)
+    system.record(session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
+    attempt = get_attempt(system.database, session_id)
 
     async def trigger() -> None:
         await asyncio.gather(*(start_or_wake(attempt) for _ in range(20)))
