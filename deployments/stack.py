@@ -37,7 +37,6 @@ class Addresses:
 
     prefect_ui: str
     upload_api: str
-    pid: int
 
     @property
     def prefect_api(self) -> str:
@@ -113,7 +112,7 @@ class Stack:
         prefect_port = free_port(LOOPBACK, settings.prefect_port)
         api_port = free_port(host, settings.api_port, prefect_port)
         self.addresses = Addresses(
-            prefect_ui=f"http://{LOOPBACK}:{prefect_port}", upload_api=f"http://{host}:{api_port}", pid=os.getpid()
+            prefect_ui=f"http://{LOOPBACK}:{prefect_port}", upload_api=f"http://{host}:{api_port}"
         )
         self._environment = {**os.environ, **environment(settings, self.addresses)}
 

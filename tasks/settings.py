@@ -78,7 +78,10 @@ class Settings(BaseSettings):
         3, ge=1, le=20, description="Flow runs started for one comparison before its session's run fails."
     )
     comparison_wait_seconds: float = Field(
-        900, ge=10, le=86_400, description="How long a session's run waits for one dispatched comparison."
+        900,
+        ge=10,
+        le=86_400,
+        description="How long a worker may have a dispatched comparison before it is dispatched anew.",
     )
 
     api_url: HttpUrl | None = Field(

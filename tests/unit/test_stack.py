@@ -1,7 +1,6 @@
 """The parts of the local stack that need no running system."""
 
 import json
-import os
 import socket
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def test_a_port_given_to_another_part_is_passed_over() -> None:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """A state folder in which a system says that it runs."""
-    said = {"prefect_ui": "http://127.0.0.1:1", "upload_api": "http://127.0.0.1:2", "pid": os.getpid()}
+    said = {"prefect_ui": "http://127.0.0.1:1", "upload_api": "http://127.0.0.1:2"}
     (tmp_path / "stack.json").write_text(json.dumps(said))
     return Settings(state_dir=tmp_path)
 
