@@ -120,14 +120,15 @@ class Stack:
         self._wait_for("prefect-server", f"{self.addresses.prefect_api}/health")
         with temporary_settings({PREFECT_API_URL: self.addresses.prefect_api}):
             asyncio.run(create_pools())
-        for pool, *_ in POOLS:
-            self._run(f"worker-{pool}", "prefect", "worker", "start", "--pool", pool, "--name", f"{pool}-1")
         self._run(
             "upload-service",
             *("uvicorn", "--factory", "deployments.upload_service.app:create_app"),
             *("--host", host, "--port", str(api_port), "--no-access-log", "--log-config", str(LOG_CONFIG)),
         )
+        # Before the workers: deploying drops the sweeps that were planned while nothing ran, one every two minutes.
         deploy(self._environment)
+        for pool, *_ in POOLS:
+            self._run(f"worker-{pool}", "prefect", "worker", "start", "--pool", pool, "--name", f"{pool}-1")
         self._wait_for("upload-service", f"{self.addresses.upload_api}/health")
         (settings.state_dir / "stack.json").write_text(json.dumps(asdict(self.addresses)))
 
