@@ -8,7 +8,7 @@ export HYPOTHESIS_STORAGE_DIRECTORY := $(CURDIR)/$(STATE)/cache/hypothesis
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint lock clean
+.PHONY: help setup demo up test bench-faces lint lock clean
 
 help:  ## what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,10 @@ up: $(READY)  ## start everything and leave it running until Ctrl-C
 test: $(READY)  ## all tests, on real servers
 	$(BIN)/kycflow models pull --samples
 	$(BIN)/python -m pytest
+
+bench-faces: $(READY)  ## the engine against DeepFace.verify in a loop
+	$(BIN)/kycflow models pull --samples
+	$(BIN)/python -m tests.benchmarks.faces
 
 lint: $(READY)  ## ruff, mypy (strict), the layers
 	$(BIN)/ruff check .

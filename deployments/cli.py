@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import uuid
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,6 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from deployments.compare_command import compare
+from deployments.evaluate_command import evaluate
 from tasks.errors import KycflowError, Refused
 from tasks.settings import Settings
 
@@ -29,6 +32,8 @@ models_app = typer.Typer(help="Weights of the face models.", no_args_is_help=Tru
 db_app = typer.Typer(help="The SQL database.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(db_app, name="db")
+app.command()(compare)
+app.command()(evaluate)
 
 out = Console()
 err = Console(stderr=True)
@@ -204,13 +209,19 @@ def models_list(as_json: AsJson = False) -> None:
     if as_json:
         _print_json([row._asdict() for row in rows])
         return
-    table = Table("Model", "Kind", "Runs on", "Licence", "Sum known", "In use", box=None, pad_edge=False)
-    yes = {True: "yes", False: ""}
-    for row in rows:
-        table.add_row(row.name, row.kind, row.runtime, row.licence, yes[row.sum_known], yes[row.in_use])
+    table = Table("Model", "Runs on", "Input", "Licence", "Sum", "Thresholds", "In use", box=None, pad_edge=False)
+    for (kind, name), forms in groupby(rows, lambda row: (row.kind, row.name)):
+        model, *others = forms
+        size = "any" if model.input_size is None else "{} x {}".format(*model.input_size)
+        known = "yes" if any(form.sum_known for form in (model, *others)) else ""
+        used = next((form.runtime if others else "yes" for form in (model, *others) if form.in_use), "")
+        runtimes = ", ".join(form.runtime for form in (model, *others))
+        shown = name if kind == "recogniser" else f"{name} (detector)"
+        table.add_row(shown, runtimes, size, model.licence, known, "yes" if model.thresholds else "", used)
     out.print(table)
     out.print(
-        "\nA model without a known sum needs its weight file's SHA-256 in KYCFLOW_WEIGHTS_SHA256 (names: --json)."
+        "\nA model without a known sum needs its weight file's SHA-256 in KYCFLOW_WEIGHTS_SHA256 (names: --json), and "
+        "one without thresholds needs KYCFLOW_MATCH_THRESHOLD and KYCFLOW_REVIEW_THRESHOLD (docs/evaluation.md)."
     )
 
 

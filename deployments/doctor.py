@@ -18,10 +18,10 @@ from deployments.provision import POOLS
 from deployments.stack import Addresses, running
 from tasks.database import database_for
 from tasks.database.engine import database_name
-from tasks.decision import thresholds_for
 from tasks.dispatch import COMPARE_FACES, VERIFY_SESSION, prefect_api
 from tasks.errors import KycflowError
-from tasks.faces.models import verify
+from tasks.faces.models import ANTI_SPOOFING, anti_spoofing_runs, engine_config, verify
+from tasks.judgement import thresholds_for
 from tasks.settings import Settings
 from tasks.storage import open_storage
 
@@ -107,6 +107,34 @@ def _engine(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 what="Weights", state="missing", finding=f"{file.name}: {state}", remedy="Run `kycflow models pull`."
             )
+    if all(state == "ok" for _, state in states):
+        yield _device(settings)
+        yield _anti_spoofing(settings)
+
+
+def _device(settings: Settings) -> Finding:
+    """Where embeddings are computed: known only once the models are loaded."""
+    from tasks.faces.engine import load_engine
+
+    try:
+        device = load_engine(engine_config(settings), settings).device
+    except KycflowError as exc:
+        return Finding(what="Device", state="missing", finding=type(exc).__name__, remedy=str(exc))
+    return Finding(what="Device", state="ok", finding=f"{device} (KYCFLOW_DEVICE is {settings.device})")
+
+
+def _anti_spoofing(settings: Settings) -> Finding:
+    if anti_spoofing_runs(settings):
+        return Finding(what="Anti-spoofing", state="ok", finding="on")
+    if settings.anti_spoofing == "off":
+        return Finding(what="Anti-spoofing", state="ok", finding="off, as set")
+    return Finding(
+        what="Anti-spoofing",
+        state="warning",
+        finding="off: no weights",
+        remedy=f"Put {' and '.join(ANTI_SPOOFING)} into KYCFLOW_MODELS_FOLDER and their sums into "
+        "KYCFLOW_WEIGHTS_SHA256, then `kycflow models pull`.",
+    )
 
 
 async def _prefect() -> list[Finding]:

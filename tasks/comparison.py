@@ -13,6 +13,7 @@ from tasks.database import database_for
 from tasks.database.comparisons import begin_comparison, finish_comparison, get_comparison
 from tasks.dispatch import start_comparison, wait_for_end
 from tasks.errors import ComparisonFailed
+from tasks.faces.models import measured
 from tasks.retries import retried
 from tasks.settings import Settings
 from tasks.storage import open_storage
@@ -79,8 +80,7 @@ def compute_comparison(key: str, reference: StoredFile, probe: StoredFile, engin
 
     # Imported here: session workers import this module and have no engine.
     from tasks.faces.engine import load_engine
-    from tasks.faces.models import default_thresholds
-    from tasks.faces.picture import side_by_side
+    from tasks.faces.picture import report
 
     storage = open_storage(settings)
     with tempfile.TemporaryDirectory(prefix="kycflow-") as name:
@@ -88,11 +88,12 @@ def compute_comparison(key: str, reference: StoredFile, probe: StoredFile, engin
         fetch(storage, reference, folder / "reference")
         fetch(storage, probe, folder / "probe")
         compared = load_engine(engine, settings).compare(folder / "reference", folder / "probe", settings)
-        if compared.comparison.similarity is None:
+        if compared.card_pixels is None:  # nothing that could be shown
             return Computed(result=compared.comparison, picture_key=None)
         picture = folder / "faces.png"
-        measured = default_thresholds(engine.recogniser, engine.detector)
-        picture.write_bytes(side_by_side(compared, measured, caption=f"comparison {key[:12]}"))
+        known = measured(engine.recogniser, engine.detector)
+        thresholds = known.thresholds if known else None
+        picture.write_bytes(report(compared, thresholds, known, caption=f"comparison {key[:12]}"))
         storage.put(picture_key(key), picture)
     return Computed(result=compared.comparison, picture_key=picture_key(key))
 

@@ -53,6 +53,23 @@ class Reason(StrEnum):
     VIDEO_UNREADABLE = "VIDEO_UNREADABLE"
     NO_FACE_IN_VIDEO = "NO_FACE_IN_VIDEO"
     SEVERAL_FACES_IN_VIDEO = "SEVERAL_FACES_IN_VIDEO"
+    DIFFERENT_PEOPLE_IN_VIDEO = "DIFFERENT_PEOPLE_IN_VIDEO"
+    STILL_PICTURE_AS_VIDEO = "STILL_PICTURE_AS_VIDEO"
+    PRESENTATION_ATTACK_SUSPECTED = "PRESENTATION_ATTACK_SUSPECTED"
+    # The face in the selfie video: record it again, closer, steadier, in better light, looking at the camera.
+    FACE_TOO_SMALL = "FACE_TOO_SMALL"
+    FACE_TOO_BLURRED = "FACE_TOO_BLURRED"
+    FACE_TOO_DARK = "FACE_TOO_DARK"
+    FACE_TOO_BRIGHT = "FACE_TOO_BRIGHT"
+    FACE_LOW_CONTRAST = "FACE_LOW_CONTRAST"
+    FACE_TURNED_AWAY = "FACE_TURNED_AWAY"
+    # The same for the portrait on the ID card.
+    ID_IMAGE_FACE_TOO_SMALL = "ID_IMAGE_FACE_TOO_SMALL"
+    ID_IMAGE_FACE_TOO_BLURRED = "ID_IMAGE_FACE_TOO_BLURRED"
+    ID_IMAGE_FACE_TOO_DARK = "ID_IMAGE_FACE_TOO_DARK"
+    ID_IMAGE_FACE_TOO_BRIGHT = "ID_IMAGE_FACE_TOO_BRIGHT"
+    ID_IMAGE_FACE_LOW_CONTRAST = "ID_IMAGE_FACE_LOW_CONTRAST"
+    ID_IMAGE_FACE_TURNED_AWAY = "ID_IMAGE_FACE_TURNED_AWAY"
     ID_IMAGE_MISSING = "ID_IMAGE_MISSING"
     SELFIE_VIDEO_MISSING = "SELFIE_VIDEO_MISSING"
     BOTH_FILES_MISSING = "BOTH_FILES_MISSING"
@@ -72,13 +89,17 @@ class EngineConfig(Plain):
     recogniser: Annotated[str, Field(description="DeepFace's name of the face recognition model.")] = "SFace"
     detector: Annotated[str, Field(description="DeepFace's name of the face detector.")] = "yunet"
     backend: Annotated[
-        Literal["onnx", "tensorflow"], Field(description="What runs a model that DeepFace has in several forms.")
+        Literal["onnx", "tensorflow", "pytorch", "dlib"], Field(description="What runs the recogniser.")
     ] = "onnx"
-    frames: Annotated[int, Field(ge=1, le=100, description="Video frames looked at, evenly spaced.")] = 10
+    frames: Annotated[int, Field(ge=1, le=100, description="Video frames looked at, spread over its time.")] = 10
+    frames_used: Annotated[int, Field(ge=1, le=100, description="Of these, the frames compared at most.")] = 5
+    anti_spoofing: Annotated[bool, Field(description="Whether DeepFace's anti-spoofing looks at the frames used.")] = (
+        False
+    )
     weights_sha256: Annotated[
         dict[str, Sha256], Field(description="SHA-256 of each weight file in use, by file name.")
     ] = {}
-    algorithm: Annotated[int, Field(ge=1, description="Version of kycflow's own sampling, alignment, pooling.")] = 1
+    algorithm: Annotated[int, Field(ge=1, description="Version of kycflow's own sampling, alignment, pooling.")] = 2
 
     def fingerprint(self) -> str:
         """SHA-256 over the configuration's canonical JSON, lower-case hexadecimal."""
@@ -91,27 +112,60 @@ def comparison_key(reference_sha256: str, probe_sha256: str, engine: EngineConfi
     return hashlib.sha256(f"{reference_sha256}\n{probe_sha256}\n{engine.fingerprint()}".encode()).hexdigest()
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, width, height, in pixels of an upright picture."""
+
+
+class FaceQuality(Plain):
+    """What was measured on one face. `tasks/faces/quality.py` says how."""
+
+    eye_distance: Annotated[float, Field(ge=0, description="Between the eyes, in pixels of the file's own picture.")]
+    sharpness: Annotated[float, Field(ge=0, description="Of the aligned face: the Laplacian's deviation over its own.")]
+    brightness: Annotated[float, Field(ge=0, le=1, description="Mean luminance of the face, 0 black to 1 white.")]
+    contrast: Annotated[float, Field(ge=0, le=1, description="Standard deviation of that luminance.")]
+    yaw: Annotated[float, Field(ge=-90, le=90, description="Degrees turned; positive to the picture's right.")]
+    pitch: Annotated[float, Field(ge=-90, le=90, description="Degrees nodded; positive looks down.")]
+    roll: Annotated[float, Field(ge=-180, le=180, description="Degrees tilted; positive clockwise in the picture.")]
+    confidence: Annotated[float, Field(ge=0, le=1.0001, description="Of the face detector.")]
+
+
 class FrameScore(Plain):
     """One video frame that took part in the comparison."""
 
     time_seconds: Annotated[float, Field(ge=0, description="Position in the video.")]
     similarity: Annotated[float, Field(ge=-1.0001, le=1.0001, description="Cosine with the reference.")]
-    confidence: Annotated[float, Field(ge=0, le=1.0001, description="Of the face detector.")]
+    weight: Annotated[float, Field(ge=0, le=1, description="Share in the probe's embedding, by quality.")]
+    box: Annotated[Box, Field(description="The face, in the upright frame.")]
+    quality: FaceQuality
 
 
 class FaceComparison(Plain):
     """What the engine says of one pair of files.
 
-    Either `similarity` is a number (cosine, -1 to 1) or `rejection` says why the media cannot be judged.
+    Either `similarity` is a number (cosine, -1 to 1) or `rejection` says why the media cannot be compared. Whether what
+    was measured is good enough is judged later, by `tasks/judgement.py`.
     """
 
     similarity: Annotated[float | None, Field(ge=-1.0001, le=1.0001)] = None
     rejection: Reason | None = None
     detail: Annotated[str | None, Field(description="More about a rejection, for people. Never file content.")] = None
-    frames: tuple[FrameScore, ...] = ()
+    reference: Annotated[FaceQuality | None, Field(description="Quality of the face on the ID image.")] = None
+    reference_box: Annotated[Box | None, Field(description="That face, in the ID image turned upright.")] = None
+    frames: Annotated[tuple[FrameScore, ...], Field(description="The frames used, in the order of time.")] = ()
     frames_looked_at: int = 0
+    spread: Annotated[
+        float | None, Field(ge=-1.0001, le=1.0001, description="Smallest cosine between two of the frames used.")
+    ] = None
+    motion: Annotated[
+        float | None, Field(ge=0, description="Movement of the face that a moved still picture does not have.")
+    ] = None
+    anti_spoofing: Annotated[
+        float | None, Field(ge=0, le=1, description="Share of frames that DeepFace's anti-spoofing takes for real.")
+    ] = None
     device: str = "cpu"
-    seconds: Annotated[dict[str, float], Field(description="Wall time by stage: decode, detect, embed, total.")] = {}
+    seconds: Annotated[
+        dict[str, float], Field(description="Wall time by stage: decode, detect, align, embed, motion, total.")
+    ] = {}
 
     @model_validator(mode="after")
     def _scored_or_rejected(self) -> Self:
@@ -126,7 +180,7 @@ class Comparison(Plain):
     comparison_key: Sha256
     result: FaceComparison
     engine: EngineConfig
-    picture_key: Annotated[str | None, Field(description="Storage key of card face and best frame, side by side.")]
+    picture_key: Annotated[str | None, Field(description="Storage key of its picture, for reviewers.")]
     computations: Annotated[int, Field(ge=1, description="How often its computation was started.")]
     started_at: datetime
     finished_at: datetime
@@ -139,11 +193,26 @@ class Thresholds(Plain):
     review: Annotated[float, Field(ge=-1, le=1)]
 
 
+class Bounds(Plain):
+    """Bounds on what was measured beside the similarity. `tasks/judgement.py` says where the defaults come from."""
+
+    min_eye_distance: Annotated[float, Field(ge=0, description="Pixels, in the selfie video.")]
+    min_id_eye_distance: Annotated[float, Field(ge=0, description="Pixels, on the ID image.")]
+    min_sharpness: Annotated[float, Field(ge=0)]
+    min_brightness: Annotated[float, Field(ge=0, le=1)]
+    max_brightness: Annotated[float, Field(ge=0, le=1)]
+    min_contrast: Annotated[float, Field(ge=0, le=1)]
+    max_angle: Annotated[float, Field(ge=0, le=90, description="Degrees, of yaw and of pitch.")]
+    min_motion: Annotated[float, Field(ge=0)]
+    min_spread: Annotated[float | None, Field(ge=-1, le=1, description="Cosine; None: not judged.")]
+
+
 class Verdict(Plain):
     """Pure judgement: what, and why."""
 
     decision: DecisionKind
     reason: Reason
+    detail: Annotated[str | None, Field(description="The measured figure and its bound, for people.")] = None
 
 
 class Decision(Plain):
@@ -155,6 +224,8 @@ class Decision(Plain):
     reason: Reason
     similarity: float | None = None
     thresholds: Thresholds | None = None
+    bounds: Bounds | None = None
+    detail: str | None = None
     comparison_key: Sha256 | None = None
     decided_at: datetime
 

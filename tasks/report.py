@@ -10,13 +10,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from tasks.contracts import Comparison, Decision, DecisionKind
+from tasks.contracts import Comparison, Decision, DecisionKind, FaceQuality
 from tasks.database import database_for
 from tasks.database.comparisons import get_comparison
 from tasks.dispatch import prefect_errors
 from tasks.retries import retried
 from tasks.settings import Settings
 
+_FACES = (
+    *("Face", "Similarity", "Weight"),
+    *("Eye distance", "Sharpness", "Brightness", "Contrast", "Yaw", "Pitch", "Confidence"),
+)
 STATE_NAMES = {
     DecisionKind.MATCH: "Match",
     DecisionKind.REVIEW: "Review",
@@ -60,6 +64,8 @@ def markdown(decision: Decision, comparison: Comparison | None) -> str:
     if decision.similarity is not None and decision.thresholds is not None:
         bounds = f"match from {decision.thresholds.match:.3f}, review from {decision.thresholds.review:.3f}"
         rows.append(("Similarity", f"**{decision.similarity:.3f}** ({bounds}; cosine, -1 to 1)"))
+    if decision.detail:
+        rows.append(("Detail", decision.detail))
     rows.append(("Decided", f"{decision.decided_at:%Y-%m-%d %H:%M:%S} UTC"))
     text = ["# Decision", _table(("What", "Value"), rows)]
     if comparison is None:
@@ -67,8 +73,14 @@ def markdown(decision: Decision, comparison: Comparison | None) -> str:
 
     result, engine = comparison.result, comparison.engine
     used = [("Frames", f"{len(result.frames)} used of {result.frames_looked_at} looked at")]
-    if result.detail:
-        used.append(("Detail", result.detail))
+    if result.spread is not None:
+        used.append(("Spread", f"{result.spread:.3f} (smallest similarity between two frames)"))
+    if result.motion is not None:
+        used.append(("Motion of the face", f"{result.motion:.3f}"))
+    if result.anti_spoofing is not None:
+        used.append(("Anti-spoofing", f"takes {result.anti_spoofing:.0%} of the frames for real"))
+    elif result.similarity is not None:
+        used.append(("Anti-spoofing", "off"))
     used += [
         ("Models", f"{engine.recogniser} with {engine.detector}, {engine.backend}, on {result.device}"),
         ("Weights", "<br>".join(f"{name} `{sha256[:12]}…`" for name, sha256 in engine.weights_sha256.items())),
@@ -79,10 +91,23 @@ def markdown(decision: Decision, comparison: Comparison | None) -> str:
     if comparison.picture_key:
         used.append(("Picture for reviewers", "in storage, at `comparisons/<comparison>/faces.png`"))
     text += ["## Comparison", _table(("What", "Value"), used)]
-    if result.frames:
-        frames = [(f"{f.time_seconds:.2f} s", f"{f.similarity:.3f}", f"{f.confidence:.2f}") for f in result.frames]
-        text += ["## Frames", _table(("Time in video", "Similarity", "Face confidence"), frames)]
+    faces = [("ID image", "", "", result.reference)] if result.reference is not None else []
+    faces += [(f"{f.time_seconds:.2f} s", f"{f.similarity:.3f}", f"{f.weight:.0%}", f.quality) for f in result.frames]
+    if faces:
+        text += ["## Faces", _table(_FACES, [(*face[:3], *_measured(face[3])) for face in faces])]
     return "\n\n".join(text)
+
+
+def _measured(quality: FaceQuality) -> tuple[str, ...]:
+    return (
+        f"{quality.eye_distance:.0f} px",
+        f"{quality.sharpness:.2f}",
+        f"{quality.brightness:.2f}",
+        f"{quality.contrast:.2f}",
+        f"{round(quality.yaw)}°",
+        f"{round(quality.pitch)}°",
+        f"{quality.confidence:.2f}",
+    )
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

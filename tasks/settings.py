@@ -57,15 +57,43 @@ class Settings(BaseSettings):
 
     recogniser: str = Field("SFace", description="DeepFace's name of the face recognition model.")
     detector: str = Field("yunet", description="DeepFace's name of the face detector.")
-    backend: Literal["onnx", "tensorflow"] = Field(
-        "onnx", description="What runs a model that DeepFace has in several forms."
+    backend: Literal["onnx", "tensorflow", "pytorch"] = Field(
+        "onnx", description="What runs a model that DeepFace has in several forms. PyTorch is yours to install."
     )
-    frames: int = Field(10, ge=1, le=100, description="Video frames looked at, evenly spaced.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models run. `auto`: on the GPU where there is one; `cuda`: fail without one."
+    )
+    frames: int = Field(10, ge=1, le=100, description="Video frames looked at, spread over its time.")
+    frames_used: int = Field(
+        5, ge=1, le=100, description="Of these, how many are compared at most: the best of as many parts of the time."
+    )
+    anti_spoofing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="DeepFace's anti-spoofing. `auto`: where its two weight files have a sum in "
+        "`KYCFLOW_WEIGHTS_SHA256`.",
+    )
     match_threshold: float | None = Field(
         None, ge=-1, le=1, description="Similarity from which it is a match. Empty: the model's own default."
     )
     review_threshold: float | None = Field(
         None, ge=-1, le=1, description="Similarity from which a person looks. Empty: the model's own default."
+    )
+    min_eye_distance: float = Field(16, ge=0, description="Fewest pixels between the eyes in the selfie video.")
+    min_id_eye_distance: float = Field(16, ge=0, description="Fewest pixels between the eyes on the ID image.")
+    min_sharpness: float = Field(0.09, ge=0, description="Least sharpness of a face: the Laplacian's deviation.")
+    min_brightness: float = Field(0.08, ge=0, le=1, description="Least mean luminance of a face.")
+    max_brightness: float = Field(0.92, ge=0, le=1, description="Greatest mean luminance of a face.")
+    min_contrast: float = Field(0.02, ge=0, le=1, description="Least standard deviation of a face's luminance.")
+    max_angle: float = Field(45, ge=0, le=90, description="Most degrees that a head may be turned or nodded.")
+    min_motion: float = Field(
+        0.015, ge=0, le=1, description="Least motion of a face, below which a still picture was filmed. 0: not judged."
+    )
+    min_spread: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="Least similarity between two frames, below which they show different people. Empty: the model's "
+        "own default.",
     )
     models_folder: Path | None = Field(
         None, description="Folder with weight files that were brought by other means; looked into first."

@@ -66,6 +66,7 @@ class SessionView(BaseModel):
     files: Files
     decision: DecisionKind | None = None
     reason: Annotated[Reason | None, Field(description="Stable code that says why.")] = None
+    detail: Annotated[str | None, Field(description="More about a rejection, for people.")] = None
     similarity: Annotated[float | None, Field(description="Cosine of the two faces, -1 to 1.")] = None
     thresholds: Annotated[Thresholds | None, Field(description="Those that the decision was made with.")] = None
     decided_at: datetime | None = None
@@ -91,7 +92,7 @@ class SessionView(BaseModel):
         return view.model_copy(
             update={
                 name: getattr(decision, name)
-                for name in ("decision", "reason", "similarity", "thresholds", "decided_at")
+                for name in ("decision", "reason", "detail", "similarity", "thresholds", "decided_at")
             }
         )
 

@@ -3,7 +3,7 @@
 from sqlalchemy import Engine, and_, exists, literal, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from tasks.contracts import Attempt, Decision, FileKind, FilePair, StoredFile, Thresholds, Verdict
+from tasks.contracts import Attempt, Bounds, Decision, FileKind, FilePair, StoredFile, Thresholds, Verdict
 from tasks.database.engine import reading, writing
 from tasks.database.insert import insert_once
 from tasks.database.rows import load_attempts
@@ -89,6 +89,7 @@ def record_decision(
     files: FilePair,
     similarity: float | None = None,
     thresholds: Thresholds | None = None,
+    bounds: Bounds | None = None,
     comparison_key: str | None = None,
     flow_run_id: str | None = None,
 ) -> Decision | None:
@@ -116,6 +117,8 @@ def record_decision(
             similarity=similarity,
             match_threshold=thresholds.match if thresholds else None,
             review_threshold=thresholds.review if thresholds else None,
+            bounds=bounds.model_dump(mode="json") if bounds else None,
+            detail=None if verdict.detail is None else verdict.detail[:512],
             comparison_key=comparison_key,
             flow_run_id=flow_run_id,
             decided_at=clock(),

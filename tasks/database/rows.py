@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from tasks.contracts import (
     Attempt,
+    Bounds,
     Comparison,
     Decision,
     EngineConfig,
@@ -64,6 +65,8 @@ def to_decision(row: DecisionRow) -> Decision:
         reason=row.reason,
         similarity=row.similarity,
         thresholds=thresholds,
+        bounds=None if row.bounds is None else Bounds.model_validate(row.bounds),
+        detail=row.detail,
         comparison_key=row.comparison_key,
         decided_at=row.decided_at,
     )

@@ -106,6 +106,8 @@ class DecisionRow(Base):
     similarity: Mapped[float | None]
     match_threshold: Mapped[float | None]
     review_threshold: Mapped[float | None]
+    bounds: Mapped[dict[str, Any] | None]
+    detail: Mapped[str | None] = mapped_column(String(512))
     comparison_key: Mapped[str | None] = mapped_column(String(64))
     flow_run_id: Mapped[str | None] = mapped_column(String(64))
     decided_at: Mapped[datetime]

@@ -1,5 +1,6 @@
 """The engine: an ID image and a selfie video in, one comparison out. The same files give the same result."""
 
+import math
 import threading
 import time
 from collections import defaultdict
@@ -9,42 +10,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.contracts import EngineConfig, FaceComparison, FrameScore, Reason
+from tasks.contracts import EngineConfig, FaceComparison, FaceQuality, FrameScore, Reason
 from tasks.errors import MediaRefused
-from tasks.faces.alignment import align
-from tasks.faces.detection import SURE_CONFIDENCE, Face, detect, has_rival
+from tasks.faces.alignment import TEMPLATE_SIDE, align
+from tasks.faces.detection import (
+    CARD_SIDES,
+    SURE_CONFIDENCE,
+    VIDEO_SIDES,
+    Face,
+    Patch,
+    cut_out,
+    find_faces,
+    rivals,
+    shrunk,
+)
 from tasks.faces.models import recogniser_named
-from tasks.faces.native import device_of, load_models
-from tasks.faces.recognition import embed, unit
-from tasks.media import read_id_image, sample_frames
+from tasks.faces.motion import MARGIN, SIDE, motion
+from tasks.faces.native import load_models
+from tasks.faces.pooling import best_of_parts, pooled, spread, unit
+from tasks.faces.quality import measure, weight
+from tasks.faces.shown import ComparedFaces, Shown
+from tasks.faces.tracking import Follower
+from tasks.media import VideoSample, read_id_image, sample_frames
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PORTRAIT_SIDE = 360
-PORTRAIT_MARGIN = 0.2
-"""A portrait for people shows more around the face than the recogniser's crop does."""
+_SHOWN_SIDE = 640
+_SHOWN_FRAME_SIDE = 240
 
 
 @dataclass(frozen=True)
-class ComparedFaces:
-    """A comparison, and what a picture of it needs: (360, 360, 3) BGR portraits, None where no face was found."""
+class Enrolled:
+    """The face of one picture: `embedding`, (d,) of unit length, or why there is none."""
 
-    comparison: FaceComparison
-    card_portrait: "NDArray[np.uint8] | None" = None
-    best_portrait: "NDArray[np.uint8] | None" = None
+    embedding: "NDArray[np.float64] | None" = None
+    quality: FaceQuality | None = None
+    rejection: Reason | None = None
+    detail: str | None = None
+    shown: Shown | None = None
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """One face that takes part: when, how sure, the recogniser's crop, the portrait for people."""
+    """A face that takes part. `crop`: as the recogniser wants it; `near`: as `motion` wants it."""
 
     time_seconds: float
-    confidence: float
+    face: Face
+    quality: FaceQuality
     crop: "NDArray[np.uint8]"
-    portrait: "NDArray[np.uint8]"
+    near: "NDArray[np.uint8]"
+    shown: Shown
+
+
+@dataclass(frozen=True)
+class _Card:
+    pixels: "NDArray[np.uint8]"
+    seen: _Seen
 
 
 class _Rejected(Exception):
@@ -69,83 +93,121 @@ class _Stages(defaultdict[str, float]):
 
 
 class FaceEngine:
-    """Warm models and the rules around them.
+    """Warm models and the rules around them. May be used from several threads at once.
 
     Raises ConfigurationError when weights are missing or wrong, ComputeUnavailable when the device fails.
     """
 
-    def __init__(self, config: EngineConfig, weights_dir: Path) -> None:
+    def __init__(self, config: EngineConfig, settings: Settings) -> None:
         self.config = config
         self._size = recogniser_named(config.recogniser).input_size
-        self._detector, recogniser = load_models(config, weights_dir)
-        self.device = device_of(recogniser, config)
+        self._models = load_models(config, settings.weights_dir, settings.device)
+        self.device = self._models.device
 
     def compare(self, id_image: Path, selfie_video: Path, settings: Settings) -> ComparedFaces:
-        """Score the two files, or say why they cannot be judged.
+        """Score the two files, or say why they cannot be compared.
 
-        The probe's embedding is the mean of the frames' unit embeddings, of unit length again; `similarity` is its
-        cosine with the reference's. Raises ComputeUnavailable.
+        `similarity` is the cosine of the reference's embedding with the probe's: the mean of the used frames'
+        embeddings, weighted by quality. Raises ComputeUnavailable.
         """
-        begin, stages, looked_at = time.perf_counter(), _Stages(), 0
+        begin, stages = time.perf_counter(), _Stages()
+        looked_at: list[tuple[float, str]] = []
         card: _Seen | None = None
-        comparison: FaceComparison
-        best: _Seen | None = None
+        card_pixels: NDArray[np.uint8] | None = None
+        frames: list[_Seen] = []
+        seconds = 0.0
         try:
-            card = self._card(id_image, settings, stages)
-            frames, looked_at = self._video(selfie_video, settings, stages)
-            with stages("embed"):
-                embeddings = embed(self.config.recogniser, [card.crop, *(frame.crop for frame in frames)])
-            reference, each = embeddings[0], embeddings[1:]
-            similarities = each @ reference
-            best = frames[int(similarities.argmax())]
-            comparison = FaceComparison(
-                similarity=float(unit(each.mean(axis=0)) @ reference),
-                frames=tuple(
-                    FrameScore(time_seconds=frame.time_seconds, similarity=float(score), confidence=frame.confidence)
-                    for frame, score in zip(frames, similarities, strict=True)
-                ),
-            )
+            image = self._read_card(id_image, settings, stages)
+            card_pixels = shrunk(image, _SHOWN_SIDE)[0]
+            card = self._reference(image, stages)
+            candidates, seconds = self._candidates(selfie_video, settings, stages, looked_at)
+            comparison, frames = self._score(card, candidates, stages)
         except _Rejected as exc:
-            comparison = FaceComparison(rejection=exc.reason, detail=str(exc))
+            comparison = FaceComparison(
+                rejection=exc.reason,
+                detail=str(exc),
+                reference=card.quality if card else None,
+                reference_box=_rounded(card.face) if card else None,
+            )
+        used = {frame.time_seconds for frame in frames}
         stages["total"] = time.perf_counter() - begin
         return ComparedFaces(
             comparison.model_copy(
-                update={"frames_looked_at": looked_at, "device": self.device, "seconds": dict(stages)},
+                update={
+                    "frames_looked_at": len(looked_at),
+                    "device": self.device,
+                    "seconds": {name: round(spent, 4) for name, spent in stages.items()},
+                },
             ),
-            card.portrait if card else None,
-            best.portrait if best else None,
+            card=card.shown if card else None,
+            card_pixels=card_pixels,
+            frames=tuple(frame.shown for frame in frames),
+            duration_seconds=seconds,
+            looked_at=tuple((at, "used" if at in used else what) for at, what in looked_at),
         )
 
-    def _card(self, path: Path, settings: Settings, stages: _Stages) -> _Seen:
+    def enrol(self, path: Path, settings: Settings, *, in_the_middle: bool = False) -> Enrolled:
+        """The face of one picture, found, aligned and embedded as an ID image's.
+
+        `in_the_middle`: of several faces of like size take the one next to the picture's middle, as labelled sets are
+        meant, in place of none. Raises ComputeUnavailable.
+        """
+        try:
+            image = self._read_card(path, settings, _Stages())
+            seen = self._reference(image, _Stages(), in_the_middle=in_the_middle)
+        except _Rejected as exc:
+            return Enrolled(rejection=exc.reason, detail=str(exc))
+        return Enrolled(unit(self._models.embed(seen.crop[None]))[0], seen.quality, shown=seen.shown)
+
+    def _read_card(self, path: Path, settings: Settings, stages: _Stages) -> "NDArray[np.uint8]":
         import numpy as np
 
         try:
             with stages("decode"):
-                image = np.ascontiguousarray(np.asarray(read_id_image(path, settings))[:, :, ::-1])
+                return np.asarray(read_id_image(path, settings))
         except MediaRefused as exc:
             raise _Rejected(Reason.ID_IMAGE_UNREADABLE, str(exc)) from exc
+
+    def _reference(self, image: "NDArray[np.uint8]", stages: _Stages, *, in_the_middle: bool = False) -> _Seen:
         with stages("detect"):
             image, faces = self._upright(image)
             if not faces:
                 raise _Rejected(Reason.NO_FACE_IN_ID_IMAGE, "No face was found on the ID image, whichever way up.")
-            if has_rival(faces):
+            person = faces[0]
+            others = rivals(person, faces)
+            if others and in_the_middle:
+                person = min((person, *others), key=lambda face: _off_middle(face, image))
+            elif others:
                 raise _Rejected(Reason.SEVERAL_FACES_IN_ID_IMAGE, "Several faces of like size are on the ID image.")
-            return self._seen(image, faces[0], 0.0)
+            patch = cut_out(self._models, image, person)
+        with stages("align"):
+            return self._seen(image, patch, 0.0, 1.0, _SHOWN_SIDE)
 
     def _upright(self, image: "NDArray[np.uint8]") -> "tuple[NDArray[np.uint8], list[Face]]":
-        """Turned the way that shows the surest face; other ways are tried only when upright shows none sure."""
+        """Turned the way that shows the surest face. Other ways up are tried when upright shows none sure, and larger
+        copies when no way up shows one."""
         import numpy as np
 
-        faces = detect(self._detector, self.config.detector, image)
-        if faces and faces[0].confidence >= SURE_CONFIDENCE:
-            return image, faces
-        turned = [np.ascontiguousarray(np.rot90(image, turns)) for turns in (1, 2, 3)]
-        found = [(image, faces), *((each, detect(self._detector, self.config.detector, each)) for each in turned)]
-        return max(found, key=lambda pair: pair[1][0].confidence if pair[1] else 0.0)
+        for side, before in zip(CARD_SIDES, (0, *CARD_SIDES), strict=False):
+            if max(image.shape[:2]) <= before:
+                break
+            small, scale = shrunk(image, side)
+            found: list[tuple[int, list[Face]]] = []
+            for turns in range(4):
+                faces = find_faces(self._models, np.ascontiguousarray(np.rot90(small, turns)), side)
+                found.append((turns, [face.moved(scale) for face in faces]))
+                if turns == 0 and faces and faces[0].confidence >= SURE_CONFIDENCE:
+                    break
+            turns, faces = max(found, key=lambda pair: pair[1][0].confidence if pair[1] else 0.0)
+            if faces:
+                return np.rot90(image, turns), faces
+        return image, []
 
-    def _video(self, path: Path, settings: Settings, stages: _Stages) -> tuple[list[_Seen], int]:
-        seen: list[_Seen] = []
-        looked_at = crowded = 0
+    def _candidates(
+        self, path: Path, settings: Settings, stages: _Stages, looked_at: list[tuple[float, str]]
+    ) -> tuple[list[_Seen], float]:
+        """The person's face in each frame that shows it alone, and the video's length in seconds."""
+        follower, seen, seconds = Follower(), list[_Seen](), 0.0
         samples = sample_frames(path, self.config.frames, settings)
         while True:
             try:
@@ -155,27 +217,102 @@ class FaceEngine:
                 raise _Rejected(Reason.VIDEO_UNREADABLE, str(exc)) from exc
             if sample is None:
                 break
-            looked_at += 1
+            seconds = sample.video_seconds
             with stages("detect"):
-                faces = detect(self._detector, self.config.detector, sample[1])
-                crowded += has_rival(faces)
-                if faces:
-                    seen.append(self._seen(sample[1], faces[0], sample[0]))
-        if not seen:
-            raise _Rejected(Reason.NO_FACE_IN_VIDEO, f"No face was found in {looked_at} frames of the selfie video.")
-        if crowded > len(seen) / 2:
+                faces = self._in_frame(sample)
+                person = follower.pick(faces)
+                patch = cut_out(self._models, sample.pixels, person) if person else None
+            if patch is None:
+                looked_at.append((sample.time_seconds, "several faces" if faces else "no face"))
+                continue
+            looked_at.append((sample.time_seconds, "spare"))
+            with stages("align"):
+                seen.append(self._seen(sample.pixels, patch, sample.time_seconds, sample.scale, _SHOWN_FRAME_SIDE))
+        if not follower.seen:
+            raise _Rejected(Reason.NO_FACE_IN_VIDEO, f"No face was found in {len(looked_at)} frames of the video.")
+        if follower.mostly_crowded or not seen:
             raise _Rejected(
-                Reason.SEVERAL_FACES_IN_VIDEO, f"Several faces of like size are in {crowded} of {len(seen)} frames."
+                Reason.SEVERAL_FACES_IN_VIDEO,
+                f"Several faces of like size are in {follower.crowded} of {follower.seen} frames with a face.",
             )
-        return seen, looked_at
+        return seen, seconds
 
-    def _seen(self, image: "NDArray[np.uint8]", face: Face, moment: float) -> _Seen:
+    def _in_frame(self, sample: VideoSample) -> list[Face]:
+        for side, before in zip(VIDEO_SIDES, (0, *VIDEO_SIDES), strict=False):
+            if max(sample.pixels.shape[:2]) > before and (faces := find_faces(self._models, sample.pixels, side)):
+                return faces
+        return []
+
+    def _score(self, card: _Seen, candidates: list[_Seen], stages: _Stages) -> tuple[FaceComparison, list[_Seen]]:
+        import numpy as np
+
+        chosen = best_of_parts(
+            [seen.time_seconds for seen in candidates],
+            [weight(seen.quality) for seen in candidates],
+            self.config.frames_used,
+        )
+        frames = [candidates[index] for index in chosen]
+        weights = np.array([weight(seen.quality) for seen in frames])
+        weights /= weights.sum()
+        with stages("embed"):
+            embeddings = unit(self._models.embed(np.stack([card.crop, *(seen.crop for seen in frames)])))
+        reference, probes = embeddings[0], embeddings[1:]
+        with stages("motion"):
+            moved = motion([seen.near for seen in frames])
+        real = None
+        if self._models.is_real is not None:
+            with stages("anti_spoofing"):
+                real = float(np.mean([self._is_real(seen.shown) for seen in frames]))
+        comparison = FaceComparison(
+            similarity=float(np.clip(pooled(probes, weights.tolist()) @ reference, -1, 1)),
+            reference=card.quality,
+            reference_box=_rounded(card.face),
+            frames=tuple(
+                FrameScore(
+                    time_seconds=round(seen.time_seconds, 3),
+                    similarity=float(score),
+                    weight=float(share),
+                    box=_rounded(seen.face),
+                    quality=seen.quality,
+                )
+                for seen, score, share in zip(frames, probes @ reference, weights, strict=True)
+            ),
+            spread=spread(probes),
+            motion=round(moved, 4),
+            anti_spoofing=real,
+        )
+        return comparison, frames
+
+    def _is_real(self, shown: Shown) -> bool:
+        left, top, width, height = (round(value) for value in shown.box)
+        assert self._models.is_real is not None  # noqa: S101 - for the type checker; the caller looked
+        return self._models.is_real(shown.pixels, (left, top, max(1, width), max(1, height)))
+
+    def _seen(self, picture: "NDArray[np.uint8]", patch: Patch, moment: float, scale: float, shown_side: int) -> _Seen:
+        points = patch.face.points
+        template = align(patch.pixels, points, (TEMPLATE_SIDE, TEMPLATE_SIDE))
+        crop = template if self._size == template.shape[1::-1] else align(patch.pixels, points, self._size)
+        face = patch.in_picture
+        small, shrink = shrunk(picture, shown_side)
+        in_small = face.moved(1 / shrink)
         return _Seen(
             moment,
-            face.confidence,
-            align(image, face.points, self._size),
-            align(image, face.points, (PORTRAIT_SIDE, PORTRAIT_SIDE), PORTRAIT_MARGIN),
+            face.moved(scale),
+            measure(points, face.confidence, template, patch.scale * scale),
+            crop,
+            align(patch.pixels, points, (SIDE, SIDE), MARGIN),
+            Shown(small, in_small.box, in_small.points, crop),
         )
+
+
+def _off_middle(face: Face, image: "NDArray[np.uint8]") -> float:
+    left, top, width, height = face.box
+    return math.hypot(left + width / 2 - image.shape[1] / 2, top + height / 2 - image.shape[0] / 2)
+
+
+def _rounded(face: Face) -> tuple[float, float, float, float]:
+    left, top, width, height = (round(value, 1) for value in face.box)
+    return left, top, width, height
 
 
 _engines: dict[str, FaceEngine] = {}
@@ -187,8 +324,8 @@ def load_engine(config: EngineConfig, settings: Settings) -> FaceEngine:
 
     Raises ConfigurationError and ComputeUnavailable as `FaceEngine` does.
     """
-    key = f"{config.fingerprint()} {settings.weights_dir}"
+    key = f"{config.fingerprint()} {settings.weights_dir} {settings.device}"
     with _loading:
         if key not in _engines:
-            _engines[key] = FaceEngine(config, settings.weights_dir)
+            _engines[key] = FaceEngine(config, settings)
         return _engines[key]

@@ -4,7 +4,7 @@ Importable without cv2 and DeepFace: session workers name an engine's configurat
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,7 +13,9 @@ from tasks.downloads import FileState, PinnedFile, WheelMember, fetch, state_of
 from tasks.errors import ConfigurationError
 from tasks.settings import Settings
 
-Runtime = Literal["onnx", "tensorflow", "dlib", "torch"]
+Runtime = Literal["onnx", "tensorflow", "pytorch", "dlib"]
+Backend = Literal["onnx", "tensorflow", "pytorch"]
+Device = Literal["auto", "cpu", "cuda"]
 
 _ZOO = "https://github.com/opencv/opencv_zoo/raw/main/models"
 _YUNET = "face_detection_yunet_2023mar.onnx"
@@ -56,43 +58,97 @@ class Recogniser:
 
 
 @dataclass(frozen=True)
+class PackagedFile:
+    """A weight file that a Python package carries."""
+
+    package: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Detector:
-    """A face detector of DeepFace. No files: its weights come with its package."""
+    """A face detector of DeepFace. `input_size`: (width, height) in pixels, None where it takes any.
+
+    `packaged`: weight files that its package carries, by name.
+    """
 
     licence: str
     runtime: Runtime
     files: tuple[str, ...] = ()
+    packaged: Mapping[str, PackagedFile] = field(default_factory=dict)
+    input_size: tuple[int, int] | None = None
 
 
-def _both(stem: str, tensorflow_stem: str | None = None) -> dict[Runtime, str]:
-    return {"onnx": f"{stem}.onnx", "tensorflow": f"{tensorflow_stem or stem}.h5"}
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a recogniser with a detector, and where.
+
+    `min_spread`: similarity below which two frames of a video show different people. `impostor`, `genuine`: mean and
+    standard deviation of the similarity between two pictures of different people, and of one.
+    """
+
+    thresholds: Thresholds
+    min_spread: float
+    impostor: tuple[float, float]
+    genuine: tuple[float, float]
+    source: str
 
 
-# Input sizes and file names: DeepFace 0.0.103, deepface/models/facial_recognition.
+def _forms(stem: str, tensorflow_stem: str | None = None) -> dict[Runtime, str]:
+    return {"onnx": f"{stem}.onnx", "tensorflow": f"{tensorflow_stem or stem}.h5", "pytorch": f"{stem}.pth"}
+
+
+def _mtcnn(name: str, sha256: str) -> dict[str, PackagedFile]:
+    return {f"mtcnn/{name}.lz4": PackagedFile("mtcnn", f"assets/weights/{name}.lz4", sha256)}
+
+
+# Input sizes and file names: DeepFace 0.0.103, deepface/models.
 RECOGNISERS = {
     "SFace": Recogniser((112, 112), "Apache-2.0", {"onnx": _SFACE}),
     "Dlib": Recogniser((150, 150), "CC0-1.0", {"dlib": _DLIB}),
-    "ArcFace": Recogniser((112, 112), "see its authors", _both("arcface_weights")),
-    "DeepFace": Recogniser((152, 152), "see its authors", _both("VGGFace2_DeepFace_weights_val-0.9034")),
-    "DeepID": Recogniser((47, 55), "see its authors", _both("deepid_weights", "deepid_keras_weights")),
-    "Facenet": Recogniser((160, 160), "see its authors", _both("facenet_weights")),
-    "Facenet512": Recogniser((160, 160), "see its authors", _both("facenet512_weights")),
-    "GhostFaceNet": Recogniser((112, 112), "see its authors", _both("ghostfacenet_v1")),
-    "OpenFace": Recogniser((96, 96), "see its authors", _both("openface_weights")),
-    "VGG-Face": Recogniser((224, 224), "see its authors", _both("vgg_face_weights")),
+    "ArcFace": Recogniser((112, 112), "its authors'", _forms("arcface_weights")),
+    "DeepFace": Recogniser((152, 152), "its authors'", _forms("VGGFace2_DeepFace_weights_val-0.9034")),
+    "DeepID": Recogniser((47, 55), "its authors'", _forms("deepid_weights", "deepid_keras_weights")),
+    "Facenet": Recogniser((160, 160), "its authors'", _forms("facenet_weights")),
+    "Facenet512": Recogniser((160, 160), "its authors'", _forms("facenet512_weights")),
+    "GhostFaceNet": Recogniser((112, 112), "its authors'", _forms("ghostfacenet_v1")),
+    "OpenFace": Recogniser((96, 96), "its authors'", _forms("openface_weights")),
+    "VGG-Face": Recogniser((224, 224), "its authors'", _forms("vgg_face_weights")),
 }
 DETECTORS = {
     "yunet": Detector("MIT", "onnx", (_YUNET,)),
-    "mtcnn": Detector("MIT", "tensorflow"),
+    "mtcnn": Detector(
+        "MIT",
+        "tensorflow",
+        packaged=_mtcnn("pnet", "ea6b0c3e685ebee3165326ad6484acc95f2ef78f1c94fbf40a55704fa989f7b5")
+        | _mtcnn("rnet", "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee")
+        | _mtcnn("onet", "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3"),
+    ),
     "centerface": Detector("MIT", "onnx", ("centerface.onnx",)),
     "retinaface": Detector("MIT", "tensorflow", ("retinaface.h5",)),
-    "yolov8n": Detector("AGPL-3.0", "torch", ("yolov8n-face.pt",)),
-    "yolov11n": Detector("AGPL-3.0", "torch", ("yolov11n-face.pt",)),
+    "yolov8n": Detector("AGPL-3.0", "pytorch", ("yolov8n-face.pt",), input_size=(640, 640)),
+    "yolov11n": Detector("AGPL-3.0", "pytorch", ("yolov11n-face.pt",), input_size=(640, 640)),
 }
 
-THRESHOLDS = {("SFace", "yunet"): Thresholds(match=0.416, review=0.358)}
-"""Measured on Labeled Faces in the Wild with five-point alignment, 9.1 million impostor pairs: false match rates of
-1e-4 (match) and 1e-3 (review). NIST SP 800-63A asks for a false match rate of 1e-4 or less."""
+ANTI_SPOOFING = ("2.7_80x80_MiniFASNetV2.onnx", "4_0_0_80x80_MiniFASNetV1SE.onnx")
+"""Weights of DeepFace's anti-spoofing (Silent-Face-Anti-Spoofing, Apache-2.0) for ONNX Runtime. The operator brings
+them: kycflow pins no sum."""
+
+MEASURED = {
+    ("SFace", "yunet"): Measured(
+        # Labeled Faces in the Wild (LFW), 9.1 million impostor pairs: false match rates of 1e-4, as NIST SP 800-63A
+        # asks for (false non-matches of single pictures 4.4 %), and of 1e-3 (2.4 %).
+        Thresholds(match=0.416, review=0.358),
+        # 106 genuine pairs of LFW have 0.38 or more, though often taken years apart; 0.8 % of 4,000 impostor pairs have
+        # 0.3 or more (`kycflow evaluate`).
+        min_spread=0.3,
+        impostor=(0.085, 0.088),
+        genuine=(0.653, 0.098),
+        source="Curves: normal approximations of 4,000 impostor and 106 genuine pairs of Labeled Faces in the Wild.",
+    )
+}
+"""Models without an entry have no default thresholds: the operator measures (`kycflow evaluate`) and sets them."""
 
 
 def recogniser_named(name: str) -> Recogniser:
@@ -109,15 +165,15 @@ def detector_named(name: str) -> Detector:
     return DETECTORS[name]
 
 
-def recogniser_runtime(name: str, backend: Literal["onnx", "tensorflow"]) -> Runtime:
+def recogniser_runtime(name: str, backend: Backend) -> Runtime:
     """What runs the recogniser: `backend` where the model has that form, else its only form."""
     forms = recogniser_named(name).files
     return backend if backend in forms else next(iter(forms))
 
 
-def default_thresholds(recogniser: str, detector: str) -> Thresholds | None:
-    """Thresholds measured for this pair of models; None means that the operator must set them."""
-    return THRESHOLDS.get((recogniser, detector))
+def measured(recogniser: str, detector: str) -> Measured | None:
+    """What was measured for this pair of models; None means that the operator must set thresholds."""
+    return MEASURED.get((recogniser, detector))
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -125,13 +181,32 @@ def engine_config(settings: Settings) -> EngineConfig:
 
     Raises ConfigurationError: an unknown model, or a weight file without a known sum.
     """
+    sums = {file.name: file.sha256 for file in weight_files(settings)}
+    sums |= {name: file.sha256 for name, file in detector_named(settings.detector).packaged.items()}
     return EngineConfig(
         recogniser=settings.recogniser,
         detector=settings.detector,
-        backend=settings.backend,
+        backend=recogniser_runtime(settings.recogniser, settings.backend),
         frames=settings.frames,
-        weights_sha256={file.name: file.sha256 for file in weight_files(settings)},
+        frames_used=min(settings.frames_used, settings.frames),
+        anti_spoofing=anti_spoofing_runs(settings),
+        weights_sha256=sums,
     )
+
+
+def anti_spoofing_runs(settings: Settings) -> bool:
+    """Whether anti-spoofing takes part: asked for, or "auto" with weights whose sums are set, on ONNX Runtime.
+
+    Raises ConfigurationError: asked for without that.
+    """
+    able = recogniser_runtime(settings.recogniser, settings.backend) == "onnx"
+    known = able and settings.weights_sha256.keys() >= set(ANTI_SPOOFING)
+    if settings.anti_spoofing == "on" and not known:
+        raise ConfigurationError(
+            "KYCFLOW_ANTI_SPOOFING is on. It needs KYCFLOW_BACKEND=onnx, the files "
+            f"{' and '.join(ANTI_SPOOFING)} in KYCFLOW_MODELS_FOLDER, and their sums in KYCFLOW_WEIGHTS_SHA256."
+        )
+    return known and settings.anti_spoofing != "off"
 
 
 def weight_files(settings: Settings) -> list[PinnedFile]:
@@ -139,6 +214,8 @@ def weight_files(settings: Settings) -> list[PinnedFile]:
     recogniser = recogniser_named(settings.recogniser)
     runtime = recogniser_runtime(settings.recogniser, settings.backend)
     names = [*detector_named(settings.detector).files, recogniser.files[runtime]]
+    if anti_spoofing_runs(settings):
+        names += ANTI_SPOOFING
     return [_pinned(name, settings) for name in names]
 
 
@@ -158,10 +235,13 @@ class Listed(NamedTuple):
     name: str
     kind: Literal["recogniser", "detector"]
     runtime: Runtime
+    input_size: tuple[int, int] | None
     weights: str
     """Its weight file; empty when its package carries it."""
     licence: str
     sum_known: bool
+    thresholds: bool
+    """Whether default thresholds were measured for it, with some detector or recogniser."""
     in_use: bool
 
 
@@ -173,9 +253,11 @@ def listing(settings: Settings) -> list[Listed]:
             name,
             "recogniser",
             runtime,
+            model.input_size,
             file,
             model.licence,
             file in sums,
+            any(name == recogniser for recogniser, _ in MEASURED),
             name == settings.recogniser and runtime == recogniser_runtime(name, settings.backend),
         )
         for name, model in RECOGNISERS.items()
@@ -186,9 +268,11 @@ def listing(settings: Settings) -> list[Listed]:
             name,
             "detector",
             model.runtime,
+            model.input_size,
             ", ".join(model.files),
             model.licence,
             sums.issuperset(model.files),
+            any(name == detector for _, detector in MEASURED),
             name == settings.detector,
         )
         for name, model in DETECTORS.items()

@@ -1,82 +1,118 @@
-"""A picture of a comparison for the people who review it: both faces side by side, and the score on its scale."""
+"""A picture of a comparison for the people who review it: the faces, how good they are, and the score on its scale."""
 
-import io
-from typing import TYPE_CHECKING, Any
+from PIL import Image
 
-from PIL import Image, ImageDraw, ImageFont
+from tasks.contracts import DecisionKind, FaceComparison, Thresholds, Verdict
+from tasks.faces.models import Measured
+from tasks.faces.picture_parts import (
+    GREEN,
+    INK,
+    MARGIN,
+    PAPER,
+    QUIET,
+    RED,
+    RIGHT,
+    WIDTH,
+    Page,
+    fitted,
+    marked,
+    text_width,
+    wrapped,
+)
+from tasks.faces.picture_scale import scale
+from tasks.faces.picture_video import quality_rows, video
+from tasks.faces.shown import ComparedFaces
 
-from tasks.contracts import Thresholds
-
-if TYPE_CHECKING:
-    from tasks.faces.engine import ComparedFaces
-
-_WIDTH, _HEIGHT = 816, 620
-_SIDE = 360
-_LEFT, _RIGHT, _TOP = 32, 424, 64
-_SCALE = (32, 528, 784, 544)  # where the score's scale lies
-_LOWEST, _HIGHEST = -0.2, 1.0  # what of -1 to 1 it shows: cosines of faces hardly go lower
-_INK, _QUIET, _PAPER, _EMPTY = "#1b2733", "#66727f", "#ffffff", "#e8ecf0"
-_RED, _AMBER, _GREEN = "#d9534f", "#f0ad4e", "#3f9d5f"
+_TALLEST = 3000  # more than any report needs: every text is held to a number of lines
+_CARD = (552, 396)
+_CROP = 216
+_COLOURS = {DecisionKind.MATCH: GREEN, DecisionKind.REVIEW: "#b87a12", DecisionKind.EXPIRED: QUIET}
 
 
-def side_by_side(compared: "ComparedFaces", thresholds: Thresholds | None = None, caption: str = "") -> bytes:
-    """PNG, 816 x 620 pixels: the card's face, the video's most similar frame, the similarity against the thresholds.
+def report(
+    compared: ComparedFaces,
+    thresholds: Thresholds | None,
+    measured: Measured | None = None,
+    caption: str = "",
+    verdict: Verdict | None = None,
+) -> bytes:
+    """PNG, 1200 pixels wide and as high as needed.
 
     Nothing is written that is not given: no names, and no ids but those in `caption`.
     """
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
-    draw = ImageDraw.Draw(picture)
-    _portrait(picture, draw, _LEFT, "ID card", compared.card_portrait)
-    _portrait(picture, draw, _RIGHT, "Selfie video, most similar frame", compared.best_portrait)
-    comparison = compared.comparison
+    page = Page(Image.new("RGB", (WIDTH, _TALLEST), PAPER))
+    y = _heading(page, compared.comparison, verdict)
+    y = _faces(page, y, compared)
+    y = video(page, y, compared)
+    y = scale(page, y, compared.comparison, thresholds, measured)
+    return page.png(_foot(page, y, compared.comparison, caption))
+
+
+def _heading(page: Page, comparison: FaceComparison, verdict: Verdict | None) -> float:
+    y, width = 66.0, RIGHT - MARGIN
     if comparison.similarity is not None:
-        draw.text((_LEFT, 448), "Similarity", font=_font(17), fill=_QUIET)
-        draw.text((_LEFT, 466), f"{comparison.similarity:.3f}", font=_font(38), fill=_INK)
-        summary = f"mean of {len(comparison.frames)} frames with a face, of {comparison.frames_looked_at} looked at"
-        draw.text((_LEFT + 120, 488), summary, font=_font(17), fill=_QUIET)
-        _scale(draw, comparison.similarity, thresholds)
+        score = f"{comparison.similarity:.3f}"
+        page.text(RIGHT, y, score, 46, INK, "r")
+        page.text(RIGHT - text_width(score, 46) - 12, y, "similarity", 16, QUIET, "r")
+        width -= 260
+    decision = verdict.decision if verdict else DecisionKind.REJECTED if comparison.rejection else None
+    reason = verdict.reason if verdict else comparison.rejection
+    if decision is None or reason is None:
+        page.text(MARGIN, y, "Face comparison", 28)
+        return y + 20
+    colour = _COLOURS.get(decision, RED)
+    end = page.pill(MARGIN, y - 3, decision.replace("_", " ").upper(), 19, colour)
+    page.text(end + 16, y - 2, reason, 22, colour)
+    y += 12
+    details = [verdict.detail if verdict else None, comparison.detail]
+    for detail in dict.fromkeys(detail for detail in details if detail):
+        for line in wrapped(detail.split(), 16, width):
+            y += 22
+            page.text(MARGIN, y, line, 16)
+    return y + 10
+
+
+def _faces(page: Page, y: float, compared: ComparedFaces) -> float:
+    """The card at the left, the crops that the recogniser compares at the right, over what was measured on them."""
+    comparison, card = compared.comparison, compared.card
+    page.title(y + 30, "ID card")
+    top = y + 42
+    if card is not None:
+        page.photograph(marked(card, *_CARD), MARGIN, top, *_CARD)
     else:
-        draw.text((_LEFT, 448), "Rejected", font=_font(17), fill=_QUIET)
-        draw.text((_LEFT, 470), str(comparison.rejection), font=_font(26), fill=_RED)
-        draw.text((_LEFT, 508), comparison.detail or "", font=_font(17), fill=_INK)
-    draw.text((_WIDTH - _LEFT, _HEIGHT - 14), caption, font=_font(14), fill=_QUIET, anchor="rs")
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+        page.photograph(fitted(compared.card_pixels, *_CARD), MARGIN, top, *_CARD)
+
+    left = MARGIN + _CARD[0] + 32
+    best = max(range(len(comparison.frames)), key=lambda index: comparison.frames[index].weight, default=None)
+    probe = compared.frames[best] if best is not None and best < len(compared.frames) else None
+    crops = ((RIGHT - 1.5 * _CROP - 12, "Reference, aligned", card), (RIGHT - _CROP / 2, "Best frame, aligned", probe))
+    for middle, title, shown in crops:
+        page.title(y + 30, title, middle - _CROP / 2)
+        crop = fitted(shown.aligned if shown else None, _CROP, _CROP)
+        page.photograph(crop, middle - _CROP / 2, top, _CROP, _CROP)
+    measured = (comparison.reference, None if best is None else comparison.frames[best].quality)
+    columns = [(crop[0], quality) for crop, quality in zip(crops, measured, strict=True) if quality]
+    quality_rows(page, top + _CROP + 23, columns, left)
+    return top + _CARD[1]
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)  # travels with Pillow, so it looks the same everywhere
-
-
-def _portrait(picture: Image.Image, draw: ImageDraw.ImageDraw, left: int, title: str, bgr: Any) -> None:
-    draw.text((left, 42), title, font=_font(20), fill=_INK, anchor="ls")
-    if bgr is None:
-        draw.rectangle((left, _TOP, left + _SIDE - 1, _TOP + _SIDE - 1), fill=_EMPTY)
-        middle = (left + _SIDE // 2, _TOP + _SIDE // 2)
-        draw.text(middle, "no face to show", font=_font(20), fill=_QUIET, anchor="mm")
-    else:
-        picture.paste(Image.fromarray(bgr[:, :, ::-1]).resize((_SIDE, _SIDE)), (left, _TOP))
-
-
-def _scale(draw: ImageDraw.ImageDraw, similarity: float, thresholds: Thresholds | None) -> None:
-    left, top, right, bottom = _SCALE
-    font = _font(16)
-
-    def at(value: float) -> int:
-        share = (min(max(value, _LOWEST), _HIGHEST) - _LOWEST) / (_HIGHEST - _LOWEST)
-        return left + round(share * (right - left))
-
-    draw.rectangle(_SCALE, fill=_EMPTY)
-    if thresholds:
-        review, match = at(thresholds.review), at(thresholds.match)
-        draw.rectangle((left, top, review, bottom), fill=_RED)
-        draw.rectangle((review, top, match, bottom), fill=_AMBER)
-        draw.rectangle((match, top, right, bottom), fill=_GREEN)
-        draw.text((review - 6, bottom + 8), f"review from {thresholds.review:.3f}", font=font, fill=_INK, anchor="ra")
-        draw.text((match + 6, bottom + 8), f"match from {thresholds.match:.3f}", font=font, fill=_INK, anchor="la")
-        for x in (review, match):
-            draw.line((x, top, x, bottom + 24), fill=_INK, width=1)
-    x = at(similarity)
-    draw.polygon([(x - 9, top - 14), (x + 9, top - 14), (x, top)], fill=_INK)
-    draw.line((x, top, x, bottom), fill=_INK, width=3)
+def _foot(page: Page, y: float, comparison: FaceComparison, caption: str) -> float:
+    spread, motion, real = comparison.spread, comparison.motion, comparison.anti_spoofing
+    stages = ", ".join(f"{name} {taken:.2f}" for name, taken in comparison.seconds.items() if name != "total")
+    total = comparison.seconds.get("total", sum(comparison.seconds.values()))
+    parts = [
+        *([] if spread is None else [f"Spread between frames {spread:.3f}"]),
+        *([] if motion is None else [f"Motion {motion:.3g}"]),
+        f"Anti-spoofing {'not run' if real is None else f'{real:.0%} of frames real'}",
+        f"Device {comparison.device}",
+        *([f"{total:.2f} s" + (f" ({stages})" if stages else "")] if comparison.seconds else []),
+    ]
+    y += 24
+    page.rectangle(MARGIN, y, RIGHT, y + 1, "#c9d1d8")
+    for line in wrapped(parts, 14, RIGHT - MARGIN, joint="   ·   "):
+        y += 24
+        page.text(MARGIN, y, line, 14, QUIET)
+    for line in wrapped(caption.split(), 14, RIGHT - MARGIN, most=3):
+        y += 24
+        page.text(RIGHT, y, line, 14, QUIET, "r")
+    return y + 26

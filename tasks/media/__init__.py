@@ -4,6 +4,7 @@ What a file is, its bytes say, never its name. Needs Pillow and PyAV only.
 """
 
 from tasks.media.images import check_id_image, read_id_image
-from tasks.media.videos import check_selfie_video, sample_frames
+from tasks.media.sampling import VideoSample, sample_frames
+from tasks.media.videos import check_selfie_video
 
-__all__ = ["check_id_image", "check_selfie_video", "read_id_image", "sample_frames"]
+__all__ = ["VideoSample", "check_id_image", "check_selfie_video", "read_id_image", "sample_frames"]

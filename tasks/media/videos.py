@@ -8,13 +8,11 @@ the network: of the two demuxers, Matroska's opens nothing, and MP4's follows da
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import av
 import av.container
@@ -29,10 +27,6 @@ from tasks.media.containers import container_of, has_too_many_tags, is_cut_off
 from tasks.media.mp4_index import claims_more_than
 from tasks.media.sizes import read_head
 from tasks.settings import Settings
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 CODECS = "h264,hevc,vp8,vp9,libdav1d,av1,mpeg4,h263,mjpeg,libvpx,libvpx-vp9"
 """FFmpeg's decoders that phones and browsers need. The hundreds of others stay closed to strangers' bytes."""
@@ -51,14 +45,6 @@ _PATIENCE_SECONDS = (2.0, 30.0)
 that was checked before, which a busy worker must not refuse. It ends what no count of ours foresees."""
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """When a video's frames are shown: seconds in ascending order, as its packets say. Nothing was decoded."""
-
-    times: tuple[float, ...]
-    end: float
-
-
 def check_selfie_video(path: Path, settings: Settings) -> None:
     """Refuse a file that cannot be a selfie video: walks all packets, decodes one frame.
 
@@ -66,72 +52,62 @@ def check_selfie_video(path: Path, settings: Settings) -> None:
     VIDEO_TOO_MANY_PIXELS, TRUNCATED.
     """
     read_timeline(path, settings)
-    with _opened(path, settings, checked=False) as (container, stream):
+    with open_video(path, settings, checked=False) as (container, stream):
         packets = islice(container.demux(stream), _PACKETS_UNTIL_A_FRAME)
-        if next(_frames(packets, settings), None) is None:
+        if next(decode(packets, stream, settings), None) is None:
             raise MediaRefused(
                 "VIDEO_UNREADABLE", f"The selfie video's first {stream.name} frame does not decode. Record it again."
             )
 
 
-def sample_frames(path: Path, count: int, settings: Settings) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """Yield up to `count` frames, evenly spaced over the time that exists: (seconds, (height, width, 3) BGR).
-
-    Frames stand upright by the video's rotation. One frame is held at a time, and none is given twice.
-    Raises MediaRefused as `check_selfie_video` does, TRUNCATED excepted: what is there is used.
-    """
-    timeline = read_timeline(path, settings, whole=False)
-    begin, span = timeline.times[0], timeline.end - timeline.times[0]
-    wanted = [begin + span * (index + 0.5) / count for index in range(count)]
-    # The frame on show at each wanted moment is the last one that began before it.
-    starts = sorted({timeline.times[bisect_right(timeline.times, moment) - 1] for moment in wanted})
-    given = 0
-    with _opened(path, settings) as (container, stream):
-        for frame in _frames(container.demux(stream), settings):
-            if given == len(starts):
-                return
-            if frame.pts is None or frame.time < starts[given] - 1e-6:
-                continue
-            while given < len(starts) and starts[given] <= frame.time + 1e-6:
-                given += 1
-            yield max(0.0, frame.time - begin), _upright_bgr(frame)
-    if given == 0:
-        raise MediaRefused("VIDEO_UNREADABLE", "No frame of the selfie video decodes. Record it again.")
-
-
-def read_timeline(path: Path, settings: Settings, *, whole: bool = True) -> Timeline:
-    """Walk all packets without decoding one. `whole`: a video whose end is missing is refused.
+def read_timeline(path: Path, settings: Settings) -> None:
+    """Walk all packets without decoding one, so that a video whose end is missing, or that is too long, is refused.
 
     Raises MediaRefused as `check_selfie_video` does.
     """
-    with _opened(path, settings, checked=not whole) as (container, stream):
-        budget, size = _most_packets(settings), 0
-        times: list[float] = []
-        begin, end, corrupt = math.inf, 0.0, False
-        for packet in container.demux():
-            budget -= 1
-            size += packet.size
-            if budget < 0 or size > 2 * path.stat().st_size + 1024:
-                raise _overfull()
-            if packet.stream_index != stream.index or packet.size == 0:
-                continue
-            moment = packet.pts if packet.pts is not None else packet.dts
-            if moment is None:
-                continue
-            corrupt = corrupt or packet.is_corrupt
-            times.append(float(moment * packet.time_base))
-            begin = min(begin, times[-1])
-            end = max(end, times[-1] + float((packet.duration or 0) * packet.time_base))
-            _refuse_too_long(len(times), end - begin, settings)
-        if not times:
-            raise MediaRefused("VIDEO_WITHOUT_FRAMES", "The selfie video has no frames. Record it again.")
-        if whole and (corrupt or len(times) < stream.frames):
-            raise _truncated()
-        return Timeline(tuple(sorted(times)), end)
+    with open_video(path, settings, checked=False) as (container, stream):
+        for _ in packets_of(container, stream, path, settings, whole=True):
+            pass
+
+
+def packets_of(
+    container: av.container.InputContainer, stream: VideoStream, path: Path, settings: Settings, *, whole: bool
+) -> Iterator[Packet[VideoStream]]:
+    """The video's packets that have a time and a content, in the order of decoding, inside all bounds."""
+    budget, size, count, corrupt = _most_packets(settings), 0, 0, False
+    begin, end = math.inf, 0.0
+    for packet in container.demux():
+        budget -= 1
+        size += packet.size
+        if budget < 0 or size > 2 * path.stat().st_size + 1024:
+            raise _overfull()
+        if packet.stream_index != stream.index or packet.size == 0 or (packet.pts is None and packet.dts is None):
+            continue
+        count += 1
+        corrupt = corrupt or packet.is_corrupt
+        found = cast("Packet[VideoStream]", packet)
+        begin = min(begin, moment_of(found))
+        end = max(end, moment_of(found) + seconds_of(found, found.duration))
+        _refuse_too_long(count, end - begin, settings)
+        yield found
+    if count == 0:
+        raise MediaRefused("VIDEO_WITHOUT_FRAMES", "The selfie video has no frames. Record it again.")
+    if whole and (corrupt or count < stream.frames):
+        raise _truncated()
+
+
+def moment_of(packet: Packet[VideoStream]) -> float:
+    """When the packet's frame is shown, in seconds of the container's clock."""
+    return seconds_of(packet, packet.dts if packet.pts is None else packet.pts)
+
+
+def seconds_of(packet: Packet[VideoStream], ticks: int | None) -> float:
+    """A time in the packet's own unit, as seconds; None is 0."""
+    return float((ticks or 0) * packet.time_base)
 
 
 @contextmanager
-def _opened(
+def open_video(
     path: Path, settings: Settings, *, checked: bool = True
 ) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
     head = read_head(path, "selfie video", settings.max_selfie_video_bytes)
@@ -160,7 +136,9 @@ def _opened(
                 raise MediaRefused("VIDEO_WITHOUT_FRAMES", "The selfie video has sound only. Record it again.")
             if stream.codec_context is None or stream.codec_context.name not in CODECS.split(","):
                 raise MediaRefused(
-                    "VIDEO_UNREADABLE", "The selfie video's codec is not supported. Use H.264, H.265, VP8, VP9 or AV1."
+                    "VIDEO_UNREADABLE",
+                    f"The selfie video's codec ({_codec_name(stream)}) is not supported. "
+                    "Use H.264, H.265, VP8, VP9 or AV1.",
                 )
             _refuse_too_many_pixels(stream.codec_context.width, stream.codec_context.height, settings)
             stream.codec_context.options = {"max_pixels": max_pixels}
@@ -175,12 +153,12 @@ def _opened(
         ) from exc
 
 
-def _frames(packets: Iterable[Packet[VideoStream]], settings: Settings) -> Iterator[VideoFrame]:
+def decode(packets: Iterable[Packet[VideoStream]], stream: VideoStream, settings: Settings) -> Iterator[VideoFrame]:
     """Decode; packets that do not decode are passed over, and sizes are looked at again in each frame."""
     most = int(settings.max_selfie_video_seconds * MOST_FRAMES_PER_SECOND)
-    for packet in packets:
+    for packet in chain(packets, [None]):  # the decoder gives its last frames when it is told that no more comes
         try:
-            frames = packet.decode()
+            frames = stream.codec_context.decode(packet)
         except FFmpegError:
             continue
         for frame in frames:
@@ -192,12 +170,11 @@ def _frames(packets: Iterable[Packet[VideoStream]], settings: Settings) -> Itera
                 yield frame
 
 
-def _upright_bgr(frame: VideoFrame) -> NDArray[np.uint8]:
-    import numpy as np
-
-    pixels = cast("NDArray[np.uint8]", frame.to_ndarray(format="bgr24"))
-    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as FFmpeg's display matrix has it
-    return np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+def _codec_name(stream: VideoStream) -> str:
+    """FFmpeg's name, or the container's four letters for what FFmpeg has no decoder for."""
+    if stream.codec_context is not None:
+        return stream.codec_context.name
+    return "".join(sign for sign in str(stream.codec_tag) if sign.isalnum()) or "unknown"
 
 
 def _refuse_too_long(frames: int, seconds: float, settings: Settings) -> None:

@@ -34,5 +34,10 @@ def new_file_key(session_id: str, attempt: int, kind: FileKind) -> str:
 
 
 def picture_key(comparison_key: str) -> str:
-    """Key of a comparison's picture: card face and best frame, side by side."""
+    """Key of a comparison's picture: the faces compared, with what was measured."""
     return f"comparisons/{comparison_key}/faces.png"
+
+
+def evaluation_key(run_id: str, name: str) -> str:
+    """Key of a file of an evaluation's report, by the flow run that made it."""
+    return f"evaluations/{run_id}/{name}"

@@ -14,7 +14,12 @@ from deployments.provision import POOLS
 from tests.acceptance.test_sessions import verify
 from tests.system import System
 
-DEPLOYMENTS = {"verify-session": "sessions", "compare-faces": "gpu", "sweep-sessions": "sessions"}
+DEPLOYMENTS = {
+    "verify-session": "sessions",
+    "compare-faces": "gpu",
+    "evaluate-faces": "gpu",
+    "sweep-sessions": "sessions",
+}
 
 
 def deployment(system: System, name: str) -> dict[str, object]:
@@ -53,7 +58,7 @@ def test_a_deployment_explains_itself_in_the_ui(name: str, system: System) -> No
 
 
 def test_every_parameter_of_the_form_has_a_title_and_a_description(system: System) -> None:
-    for name in ("verify-session", "compare-faces"):
+    for name in ("verify-session", "compare-faces", "evaluate-faces"):
         schema = deployment(system, name)["parameter_openapi_schema"]
         assert isinstance(schema, dict)
         for parameter in schema["properties"].values():

@@ -4,14 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import Engine
 
-from tasks.contracts import Comparison, EngineConfig, FaceComparison, FrameScore, Reason
+from tasks.contracts import Comparison, EngineConfig, FaceComparison, Reason
 from tasks.database.comparisons import begin_comparison, finish_comparison, get_comparison
+from tests.faces import scored
 
 KEY, CARD, VIDEO = "c" * 64, "a" * 64, "b" * 64
 ENGINE = EngineConfig(weights_sha256={"model.onnx": "d" * 64})
-RESULT = FaceComparison(
-    similarity=0.7, frames=(FrameScore(time_seconds=0.5, similarity=0.7, confidence=0.9),), frames_looked_at=10
-)
+RESULT = scored()
 
 
 def begin(database: Engine, owner: str = "run") -> Comparison | None:

@@ -80,7 +80,7 @@ def test_detector_mtcnn_on_its_real_weights(
     assert answer["comparison"]["rejection"] is None
     assert answer["comparison"]["similarity"] > 0.3  # aligned by two eyes only: a smaller margin than five points
     assert answer["comparison"]["similarity"] == pytest.approx(answer["again"], abs=1e-5)
-    assert all(frame["confidence"] > 0.9 for frame in answer["comparison"]["frames"])
+    assert all(frame["quality"]["confidence"] > 0.9 for frame in answer["comparison"]["frames"])
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,50 @@ def test_default_engine_is_pinned() -> None:
     assert config == models.engine_config(Settings())
 
 
+SPOOFING = dict.fromkeys(models.ANTI_SPOOFING, SUM)
+
+
 @pytest.mark.parametrize(
-    "change", [{"frames": 11}, {"detector": "mtcnn"}, {"backend": "tensorflow"}], ids=["frames", "detector", "backend"]
+    "change",
+    [{"frames": 11}, {"frames_used": 4}, {"detector": "mtcnn"}, {"weights_sha256": SPOOFING}],
+    ids=lambda change: next(iter(change)),
 )
 def test_what_changes_a_score_changes_the_fingerprint(change: dict[str, object]) -> None:
     changed = models.engine_config(Settings.model_validate(change))
     assert changed.fingerprint() != models.engine_config(Settings()).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backend": "tensorflow"},  # SFace has one form only
+        {"device": "cpu"},
+        {"match_threshold": 0.5},
+        {"min_sharpness": 0.2},
+        {"weights_sha256": {"arcface_weights.onnx": SUM}},  # of a model that is not in use
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_changes_no_score_keeps_the_fingerprint(change: dict[str, object]) -> None:
+    changed = models.engine_config(Settings.model_validate(change))
+    assert changed.fingerprint() == models.engine_config(Settings()).fingerprint()
+
+
+def test_weights_that_a_package_carries_are_part_of_the_fingerprint() -> None:
+    sums = models.engine_config(Settings(detector="mtcnn")).weights_sha256
+    assert {name for name in sums if name.startswith("mtcnn/")} == {
+        "mtcnn/pnet.lz4",
+        "mtcnn/rnet.lz4",
+        "mtcnn/onet.lz4",
+    }
+
+
+def test_anti_spoofing_runs_where_its_weights_have_a_sum() -> None:
+    assert not models.engine_config(Settings()).anti_spoofing
+    assert models.engine_config(Settings(weights_sha256=SPOOFING)).anti_spoofing
+    assert not models.engine_config(Settings(weights_sha256=SPOOFING, anti_spoofing="off")).anti_spoofing
+    with pytest.raises(ConfigurationError, match="KYCFLOW_ANTI_SPOOFING is on"):
+        models.engine_config(Settings(anti_spoofing="on"))
 
 
 def test_unpinned_weights_need_the_operators_sum() -> None:
@@ -43,7 +81,8 @@ def test_backends_have_their_own_files() -> None:
     settings = Settings(
         recogniser="DeepID", detector="mtcnn", backend="tensorflow", weights_sha256={"deepid_keras_weights.h5": SUM}
     )
-    assert models.engine_config(settings).weights_sha256 == {"deepid_keras_weights.h5": SUM}
+    sums = models.engine_config(settings).weights_sha256
+    assert sums["deepid_keras_weights.h5"] == SUM
 
 
 def test_a_pin_cannot_be_overruled() -> None:
@@ -58,8 +97,10 @@ def test_unknown_models_are_named_with_the_known_ones(change: dict[str, object])
 
 
 def test_thresholds_only_for_what_was_measured() -> None:
-    assert models.default_thresholds("SFace", "yunet") == Thresholds(match=0.416, review=0.358)
-    assert models.default_thresholds("SFace", "mtcnn") is None
+    found = models.measured("SFace", "yunet")
+    assert found is not None
+    assert found.thresholds == Thresholds(match=0.416, review=0.358)
+    assert models.measured("SFace", "mtcnn") is None
 
 
 def test_verify_names_what_is_missing_and_what_is_wrong(tmp_path: Path) -> None:

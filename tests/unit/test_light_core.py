@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("cv2", "deepface", "tensorflow", "onnxruntime", "numpy", "mtcnn")
+HEAVY = ("cv2", "deepface", "tensorflow", "onnxruntime", "numpy", "mtcnn", "scipy", "sklearn", "matplotlib")
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,7 @@ HEAVY = ("cv2", "deepface", "tensorflow", "onnxruntime", "numpy", "mtcnn")
     [
         "flows.verify_session",
         "flows.compare_faces",
+        "flows.evaluate_faces",
         "flows.sweep_sessions",
         "deployments.upload_service.app",
         "deployments.cli",

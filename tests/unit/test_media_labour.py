@@ -169,7 +169,7 @@ def test_frames_that_grow_are_refused(tmp_path: Path) -> None:
 def test_frames_that_grow_beyond_memory_are_not_decoded(tmp_path: Path) -> None:
     path = write_growing(tmp_path / "selfie.mkv", (160, 120), (1280, 960))
     samples = list(sample_frames(path, 10, Settings(max_selfie_video_pixels=160 * 120)))
-    assert {pixels.shape for _, pixels in samples} == {(120, 160, 3)}
+    assert {sample.pixels.shape for sample in samples} == {(120, 160, 3)}
 
 
 def write_two_streams(path: Path, codec: str, size: tuple[int, int]) -> Path:
@@ -192,7 +192,7 @@ def write_two_streams(path: Path, codec: str, size: tuple[int, int]) -> Path:
 def test_opening_decodes_nothing_else(tmp_path: Path, codec: str, size: tuple[int, int]) -> None:
     """FFmpeg looks into all streams as it opens a file; a stream that it did not decode has no pixel format."""
     path = write_two_streams(tmp_path / "selfie.mkv", codec, size)
-    with videos._opened(path, Settings(max_selfie_video_pixels=160 * 120)) as (container, stream):
+    with videos.open_video(path, Settings(max_selfie_video_pixels=160 * 120)) as (container, stream):
         assert stream.codec_context.name == "h264"
         assert container.streams.video[1].codec_context.pix_fmt is None
 

@@ -44,10 +44,10 @@ def test_accepted_and_sampled(tmp_path: Path, ending: str, codec: str, options: 
     path = path.rename(tmp_path / "selfie.jpg")  # kind is told by content, not by name
     check_selfie_video(path, SETTINGS)
     samples = list(sample_frames(path, 5, SETTINGS))
-    assert [round(moment, 1) for moment, _ in samples] == [0.1, 0.3, 0.5, 0.7, 0.9]
-    squares = [int(pixels[20].sum(axis=1).argmax()) for _, pixels in samples]
+    assert [round(sample.time_seconds, 1) for sample in samples] == [0.0, 0.3, 0.5, 0.7, 0.9]
+    squares = [int(sample.pixels[20].sum(axis=1).argmax()) for sample in samples]
     assert squares == sorted(set(squares))
-    assert {pixels.shape for _, pixels in samples} == {(120, 160, 3)}
+    assert {sample.pixels.shape for sample in samples} == {(120, 160, 3)}
 
 
 def test_empty_and_too_large(tmp_path: Path) -> None:
@@ -206,17 +206,17 @@ def test_sampler_uses_what_is_there_of_a_truncated_video(tmp_path: Path) -> None
 
 def test_fewer_frames_than_asked_for_are_given_once(tmp_path: Path) -> None:
     path = write_video(tmp_path / "selfie.mp4", frames=3)
-    assert [round(moment * 30) for moment, _ in sample_frames(path, 10, SETTINGS)] == [0, 1, 2]
+    assert [round(sample.time_seconds * 30) for sample in sample_frames(path, 10, SETTINGS)] == [0, 1, 2]
 
 
 def test_rotation_is_undone(tmp_path: Path) -> None:
     path = write_video(tmp_path / "selfie.mp4", frames=2)
-    (_, plain), *_ = sample_frames(path, 1, SETTINGS)
+    plain, *_ = sample_frames(path, 1, SETTINGS)
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd") + 44  # the display matrix, ISO/IEC 14496-12, 8.3.2
     turned = (0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)  # as phones write: show it turned 90 degrees clockwise
     content[at : at + 36] = struct.pack(">9i", *turned)
     path.write_bytes(content)
-    (_, upright), *_ = sample_frames(path, 1, SETTINGS)
-    assert upright.shape == (160, 120, 3)
-    assert np.array_equal(upright, np.rot90(plain, -1))
+    upright, *_ = sample_frames(path, 1, SETTINGS)
+    assert upright.pixels.shape == (160, 120, 3)
+    assert np.array_equal(upright.pixels, np.rot90(plain.pixels, -1))

@@ -9,12 +9,11 @@ from tasks.contracts import (
     Decision,
     DecisionKind,
     EngineConfig,
-    FaceComparison,
-    FrameScore,
     Reason,
     Thresholds,
 )
 from tasks.report import final_state, markdown
+from tests.faces import frame, quality, scored
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 DECISION = Decision(
@@ -29,10 +28,9 @@ DECISION = Decision(
 )
 COMPARISON = Comparison(
     comparison_key="c" * 64,
-    result=FaceComparison(
+    result=scored(
         similarity=0.4,
-        frames=(FrameScore(time_seconds=1.5, similarity=0.39, confidence=0.97),),
-        frames_looked_at=10,
+        frames=(frame(time_seconds=1.5, similarity=0.39, quality=quality(yaw=-0.4)),),
         seconds={"decode": 0.1, "total": 0.6},
     ),
     engine=EngineConfig(weights_sha256={"face.onnx": "d" * 64}),
@@ -63,9 +61,20 @@ def test_the_artifact_says_what_was_decided_why_and_from_what() -> None:
         "face.onnx `dddddddddddd…`",
         "total 0.60 s",
         "| Computation started | once |",
-        "| 1.50 s | 0.390 | 0.97 |",
+        "| ID image |  |  | 80 px | 0.30 | 0.50 | 0.15 | 2° | -3° | 0.93 |",
+        "| 1.50 s | 0.390 | 100% | 80 px | 0.30 | 0.50 | 0.15 | 0° | -3° | 0.93 |",
+        "| Spread | 0.800 (smallest similarity between two frames) |",
+        "| Motion of the face | 0.100 |",
+        "| Anti-spoofing | off |",
     ):
         assert piece in text, piece
+
+
+def test_a_rejection_shows_the_figure_that_it_rests_on() -> None:
+    rejected = DECISION.model_copy(
+        update={"decision": DecisionKind.REJECTED, "reason": Reason.FACE_TOO_SMALL, "detail": "12, and 16 is needed."}
+    )
+    assert "| Detail | 12, and 16 is needed. |" in markdown(rejected, COMPARISON)
 
 
 def test_an_expired_session_has_no_comparison_to_show() -> None:

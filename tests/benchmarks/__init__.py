@@ -1,0 +1,1 @@
+"""Benchmarks: commands that print their table. None is a test."""
