@@ -8,7 +8,7 @@ export HYPOTHESIS_STORAGE_DIRECTORY := $(CURDIR)/$(STATE)/cache/hypothesis
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test bench-faces lint lock clean
+.PHONY: help setup demo up test bench-faces bench-quality lint lock clean
 
 help:  ## what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,10 @@ test: $(READY)  ## all tests, on real servers
 bench-faces: $(READY)  ## the engine against DeepFace.verify in a loop
 	$(BIN)/kycflow models pull --samples
 	$(BIN)/python -m tests.benchmarks.faces
+
+bench-quality: $(READY)  ## what blur, size and darkness cost: PAIRS=pairs.csv IMAGES=folder
+	$(BIN)/kycflow models pull
+	$(BIN)/python -m tests.benchmarks.quality $(PAIRS) $(IMAGES)
 
 lint: $(READY)  ## ruff, mypy (strict), the layers
 	$(BIN)/ruff check .

@@ -132,7 +132,7 @@ def _verify(case: Case, api_url: str, settings: Settings, suffix: str, began: fl
 
 
 def _picture(session_id: str, settings: Settings) -> str:
-    """Where a reviewer finds the picture of card face and best frame."""
+    """Where a reviewer finds the picture of the comparison."""
     database = database_for(settings)
     decision = get_attempt(database, session_id).decision
     if decision is None or decision.comparison_key is None:
@@ -161,4 +161,4 @@ def _show(outcomes: list[Outcome], out: Console) -> None:
         out.print(f"First decision {min(decided):.1f} s after the start.")
     for outcome in outcomes:
         if outcome.picture:
-            out.print(f"{outcome.name:12} card face and best frame: {outcome.picture}", soft_wrap=True, highlight=False)
+            out.print(f"{outcome.name:12} picture for reviewers: {outcome.picture}", soft_wrap=True, highlight=False)

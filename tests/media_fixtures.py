@@ -41,10 +41,11 @@ def write_pictures(
     rate: int = 30,
     codec: str = "libx264",
     container_options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
 ) -> Path:
     """A video of (height, width, 3) RGB pictures; the container is told by the name's ending."""
     with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec, rate=rate, options=codec_options or {})
         assert isinstance(stream, VideoStream)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
@@ -64,10 +65,13 @@ def write_video(
     size: tuple[int, int] = (160, 120),
     codec: str = "libx264",
     container_options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
 ) -> Path:
     """A video of a bright square that moves from left to right."""
     pictures = [np.full((size[1], size[0], 3), 40, np.uint8) for _ in range(frames)]
     for index, pixels in enumerate(pictures):
         left = index * (size[0] - 20) // max(1, frames - 1)
         pixels[10:30, left : left + 20] = 230
-    return write_pictures(path, pictures, rate=rate, codec=codec, container_options=container_options)
+    return write_pictures(
+        path, pictures, rate=rate, codec=codec, container_options=container_options, codec_options=codec_options
+    )

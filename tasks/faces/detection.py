@@ -1,6 +1,7 @@
 """Detection: where faces are in a picture, with landmarks for alignment. Coarse first, then each face close up."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ SURE_CONFIDENCE = 0.9
 """Below it a face may stand on its head: YuNet finds such faces too, at 0.80 to 0.91, with landmarks as if upright."""
 
 VIDEO_SIDES = (320, 640)
-CARD_SIDES = (640, 1280, 2560)
+CARD_SIDES = (320, 640, 1280, 2560)
 """Longest sides, in pixels, at which a whole picture is searched, one after the other until a face is found. YuNet
 finds faces of 10 to 300 pixels: large ones are lost at large sizes. A selfie's face is large, a card's may be small."""
 
@@ -33,6 +34,10 @@ PATCH_OF_FACE = 1.8
 and small enough for landmarks to be found again in 2 ms, on what is no longer the whole picture's coarse copy."""
 
 _MOST_ENLARGED = 2.0
+
+
+PartOf = Callable[[int, int, int, int], "NDArray[np.uint8]"]
+"""(left, top, right, bottom) to that part of a picture, (height, width, 3) RGB."""
 
 
 @dataclass(frozen=True)
@@ -76,38 +81,39 @@ class Patch:
         return self.face.moved(self.scale, self.left, self.top)
 
 
-def find_faces(models: Models, image: "NDArray[np.uint8]", side: int) -> list[Face]:
-    """Faces in a (height, width, 3) RGB picture, shrunk to a longest side of `side` pixels; largest first.
+def find_faces(models: Models, image: "NDArray[np.uint8]") -> list[Face]:
+    """Faces in a (height, width, 3) RGB picture, largest first.
 
     Faces without landmarks are left out: they cannot be aligned. Raises ComputeUnavailable.
     """
-    small, scale = shrunk(image, side)
     with device_errors():
-        faces = _yunet(models.yunet(), small) if models.yunet else _other(models.detector, small)
-    faces = [face.moved(scale) for face in faces]
+        faces = _yunet(models.yunet(), image) if models.yunet else _other(models.detector, image)
     return sorted(faces, key=lambda face: (-face.area, face.box))
 
 
-def cut_out(models: Models, image: "NDArray[np.uint8]", face: Face) -> Patch:
-    """A face that was found, close up, with landmarks found anew. Raises ComputeUnavailable."""
+def cut_out(models: Models, size: tuple[int, int], part_of: PartOf, face: Face) -> Patch:
+    """A face that was found in a picture of `size` (width, height), close up, with landmarks found anew.
+
+    `part_of`: gives a part of the picture in its own pixels. Raises ComputeUnavailable.
+    """
     import cv2
     import numpy as np
 
     half = PATCH_OF_FACE * max(face.box[2:]) / 2
     middle = (face.box[0] + face.box[2] / 2, face.box[1] + face.box[3] / 2)
     left, top = (max(0, math.floor(at - half)) for at in middle)
-    right, bottom = (min(size, math.ceil(at + half)) for at, size in zip(middle, image.shape[1::-1], strict=True))
-    part = np.ascontiguousarray(image[top:bottom, left:right])
+    right, bottom = (min(side, math.ceil(at + half)) for at, side in zip(middle, size, strict=True))
+    part = part_of(left, top, right, bottom)
     wanted = min(PATCH_SIDE / max(part.shape[:2]), _MOST_ENLARGED)
-    size = (max(1, round(part.shape[1] * wanted)), max(1, round(part.shape[0] * wanted)))
-    pixels = cv2.resize(part, size, interpolation=cv2.INTER_AREA if wanted < 1 else cv2.INTER_LINEAR)
+    patch_size = (max(1, round(part.shape[1] * wanted)), max(1, round(part.shape[0] * wanted)))
+    pixels = cv2.resize(part, patch_size, interpolation=cv2.INTER_AREA if wanted < 1 else cv2.INTER_LINEAR)
     scale = 1 / wanted
     coarse = Face(
         ((face.box[0] - left) * wanted, (face.box[1] - top) * wanted, face.box[2] * wanted, face.box[3] * wanted),
         (face.points - (left, top)) * wanted,
         face.confidence,
     )
-    close = [found for found in find_faces(models, pixels, PATCH_SIDE) if overlap(found.box, coarse.box) > 0.5]
+    close = [found for found in find_faces(models, pixels) if overlap(found.box, coarse.box) > 0.5]
     best = max(close, key=lambda found: overlap(found.box, coarse.box), default=coarse)
     return Patch(np.asarray(pixels), best, scale, left, top)
 

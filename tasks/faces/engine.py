@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from tasks.contracts import EngineConfig, FaceComparison, FaceQuality, FrameScore, Reason
 from tasks.errors import MediaRefused
 from tasks.faces.alignment import TEMPLATE_SIDE, align
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 _SHOWN_SIDE = 640
-_SHOWN_FRAME_SIDE = 240
+_GOOD = 0.5
+"""What a frame must weigh (`quality.weight`) for its part of the time not to be looked at again."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,6 @@ class _Seen:
     crop: "NDArray[np.uint8]"
     near: "NDArray[np.uint8]"
     shown: Shown
-
-
-@dataclass(frozen=True)
-class _Card:
-    pixels: "NDArray[np.uint8]"
-    seen: _Seen
 
 
 class _Rejected(Exception):
@@ -118,8 +116,8 @@ class FaceEngine:
         seconds = 0.0
         try:
             image = self._read_card(id_image, settings, stages)
-            card_pixels = shrunk(image, _SHOWN_SIDE)[0]
-            card = self._reference(image, stages)
+            card_pixels = _shrunk(image, _SHOWN_SIDE)
+            card = self._reference(image, card_pixels, stages)
             candidates, seconds = self._candidates(selfie_video, settings, stages, looked_at)
             comparison, frames = self._score(card, candidates, stages)
         except _Rejected as exc:
@@ -154,61 +152,72 @@ class FaceEngine:
         """
         try:
             image = self._read_card(path, settings, _Stages())
-            seen = self._reference(image, _Stages(), in_the_middle=in_the_middle)
+            seen = self._reference(image, _shrunk(image, _SHOWN_SIDE), _Stages(), in_the_middle=in_the_middle)
         except _Rejected as exc:
             return Enrolled(rejection=exc.reason, detail=str(exc))
         return Enrolled(unit(self._models.embed(seen.crop[None]))[0], seen.quality, shown=seen.shown)
 
-    def _read_card(self, path: Path, settings: Settings, stages: _Stages) -> "NDArray[np.uint8]":
-        import numpy as np
-
+    def _read_card(self, path: Path, settings: Settings, stages: _Stages) -> Image.Image:
         try:
             with stages("decode"):
-                return np.asarray(read_id_image(path, settings))
+                return read_id_image(path, settings)
         except MediaRefused as exc:
             raise _Rejected(Reason.ID_IMAGE_UNREADABLE, str(exc)) from exc
 
-    def _reference(self, image: "NDArray[np.uint8]", stages: _Stages, *, in_the_middle: bool = False) -> _Seen:
+    def _reference(
+        self, image: Image.Image, shown: "NDArray[np.uint8]", stages: _Stages, *, in_the_middle: bool = False
+    ) -> _Seen:
         with stages("detect"):
-            image, faces = self._upright(image)
+            image, shown, faces = self._upright(image, shown)
             if not faces:
                 raise _Rejected(Reason.NO_FACE_IN_ID_IMAGE, "No face was found on the ID image, whichever way up.")
             person = faces[0]
             others = rivals(person, faces)
             if others and in_the_middle:
-                person = min((person, *others), key=lambda face: _off_middle(face, image))
+                person = min((person, *others), key=lambda face: _off_middle(face, image.size))
             elif others:
                 raise _Rejected(Reason.SEVERAL_FACES_IN_ID_IMAGE, "Several faces of like size are on the ID image.")
-            patch = cut_out(self._models, image, person)
+            patch = cut_out(self._models, image.size, lambda *box: _pixels(image.crop(box)), person)
         with stages("align"):
-            return self._seen(image, patch, 0.0, 1.0, _SHOWN_SIDE)
+            return self._seen(patch, 0.0, 1.0, shown, max(image.size) / max(shown.shape[:2]))
 
-    def _upright(self, image: "NDArray[np.uint8]") -> "tuple[NDArray[np.uint8], list[Face]]":
-        """Turned the way that shows the surest face. Other ways up are tried when upright shows none sure, and larger
-        copies when no way up shows one."""
+    def _upright(
+        self, image: Image.Image, shown: "NDArray[np.uint8]"
+    ) -> "tuple[Image.Image, NDArray[np.uint8], list[Face]]":
+        """The picture and its copy for people turned the way that shows the surest face, with the faces in the picture.
+
+        Other ways up are tried when upright shows none sure, and larger copies when no way up shows one.
+        """
         import numpy as np
 
-        for side, before in zip(CARD_SIDES, (0, *CARD_SIDES), strict=False):
-            if max(image.shape[:2]) <= before:
-                break
-            small, scale = shrunk(image, side)
+        for side in CARD_SIDES:
+            copy = shrunk(shown, side)[0] if side <= _SHOWN_SIDE else _shrunk(image, side)
+            scale = max(image.size) / max(copy.shape[:2])
             found: list[tuple[int, list[Face]]] = []
             for turns in range(4):
-                faces = find_faces(self._models, np.ascontiguousarray(np.rot90(small, turns)), side)
+                faces = find_faces(self._models, np.ascontiguousarray(np.rot90(copy, turns)))
                 found.append((turns, [face.moved(scale) for face in faces]))
                 if turns == 0 and faces and faces[0].confidence >= SURE_CONFIDENCE:
                     break
             turns, faces = max(found, key=lambda pair: pair[1][0].confidence if pair[1] else 0.0)
             if faces:
-                return np.rot90(image, turns), faces
-        return image, []
+                turned = image if (turn := _TURNS[turns]) is None else image.transpose(turn)
+                return turned, np.ascontiguousarray(np.rot90(shown, turns)), faces
+            if max(image.size) <= side:
+                break
+        return image, shown, []
 
     def _candidates(
         self, path: Path, settings: Settings, stages: _Stages, looked_at: list[tuple[float, str]]
     ) -> tuple[list[_Seen], float]:
         """The person's face in each frame that shows it alone, and the video's length in seconds."""
         follower, seen, seconds = Follower(), list[_Seen](), 0.0
-        samples = sample_frames(path, self.config.frames, settings)
+        done: set[int] = set()  # runs of parts that have shown a good frame
+
+        def run_of(part: int) -> int:
+            return part * self.config.frames_used // self.config.frames
+
+        samples = sample_frames(path, self.config.frames, settings, lambda part: run_of(part) not in done)
         while True:
             try:
                 with stages("decode"):
@@ -219,15 +228,18 @@ class FaceEngine:
                 break
             seconds = sample.video_seconds
             with stages("detect"):
-                faces = self._in_frame(sample)
+                small, faces = self._in_frame(sample)
                 person = follower.pick(faces)
-                patch = cut_out(self._models, sample.pixels, person) if person else None
+                patch = None if person is None else self._cut_out(sample, person)
             if patch is None:
                 looked_at.append((sample.time_seconds, "several faces" if faces else "no face"))
                 continue
             looked_at.append((sample.time_seconds, "spare"))
             with stages("align"):
-                seen.append(self._seen(sample.pixels, patch, sample.time_seconds, sample.scale, _SHOWN_FRAME_SIDE))
+                shrink = max(sample.pixels.shape[:2]) / max(small.shape[:2])
+                seen.append(self._seen(patch, sample.time_seconds, sample.scale, small, shrink))
+            if weight(seen[-1].quality) >= _GOOD:
+                done.add(run_of(sample.part))
         if not follower.seen:
             raise _Rejected(Reason.NO_FACE_IN_VIDEO, f"No face was found in {len(looked_at)} frames of the video.")
         if follower.mostly_crowded or not seen:
@@ -237,11 +249,25 @@ class FaceEngine:
             )
         return seen, seconds
 
-    def _in_frame(self, sample: VideoSample) -> list[Face]:
-        for side, before in zip(VIDEO_SIDES, (0, *VIDEO_SIDES), strict=False):
-            if max(sample.pixels.shape[:2]) > before and (faces := find_faces(self._models, sample.pixels, side)):
-                return faces
-        return []
+    def _in_frame(self, sample: VideoSample) -> "tuple[NDArray[np.uint8], list[Face]]":
+        """The copy in which faces were found or the last one looked at, and the faces in the frame."""
+        small = sample.pixels
+        for side in VIDEO_SIDES:
+            small, scale = shrunk(sample.pixels, side)
+            faces = find_faces(self._models, small)
+            if faces or scale == 1:
+                return small, [face.moved(scale) for face in faces]
+        return small, []
+
+    def _cut_out(self, sample: VideoSample, face: Face) -> Patch:
+        import numpy as np
+
+        height, width = sample.pixels.shape[:2]
+
+        def part_of(left: int, top: int, right: int, bottom: int) -> "NDArray[np.uint8]":
+            return np.ascontiguousarray(sample.pixels[top:bottom, left:right])
+
+        return cut_out(self._models, (width, height), part_of, face)
 
     def _score(self, card: _Seen, candidates: list[_Seen], stages: _Stages) -> tuple[FaceComparison, list[_Seen]]:
         import numpy as np
@@ -288,12 +314,12 @@ class FaceEngine:
         assert self._models.is_real is not None  # noqa: S101 - for the type checker; the caller looked
         return self._models.is_real(shown.pixels, (left, top, max(1, width), max(1, height)))
 
-    def _seen(self, picture: "NDArray[np.uint8]", patch: Patch, moment: float, scale: float, shown_side: int) -> _Seen:
+    def _seen(self, patch: Patch, moment: float, scale: float, small: "NDArray[np.uint8]", shrink: float) -> _Seen:
+        """`scale`: the file's pixels for one of the picture's. `shrink`: the picture's for one of its small copy's."""
         points = patch.face.points
         template = align(patch.pixels, points, (TEMPLATE_SIDE, TEMPLATE_SIDE))
         crop = template if self._size == template.shape[1::-1] else align(patch.pixels, points, self._size)
         face = patch.in_picture
-        small, shrink = shrunk(picture, shown_side)
         in_small = face.moved(1 / shrink)
         return _Seen(
             moment,
@@ -305,9 +331,21 @@ class FaceEngine:
         )
 
 
-def _off_middle(face: Face, image: "NDArray[np.uint8]") -> float:
+def _pixels(image: Image.Image) -> "NDArray[np.uint8]":
+    import numpy as np
+
+    return np.asarray(image)
+
+
+def _shrunk(image: Image.Image, side: int) -> "NDArray[np.uint8]":
+    """A picture's copy with its longest side at most `side`. The whole is never copied out of Pillow."""
+    factor = max(image.size) // side
+    return shrunk(_pixels(image.reduce(factor) if factor > 1 else image), side)[0]
+
+
+def _off_middle(face: Face, size: tuple[int, int]) -> float:
     left, top, width, height = face.box
-    return math.hypot(left + width / 2 - image.shape[1] / 2, top + height / 2 - image.shape[0] / 2)
+    return math.hypot(left + width / 2 - size[0] / 2, top + height / 2 - size[1] / 2)
 
 
 def _rounded(face: Face) -> tuple[float, float, float, float]:

@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SIDE = 96
+SIDE = 64
 MARGIN = 0.1
 
-_ITERATIONS, _CLOSE_ENOUGH = 50, 1e-4
+_ITERATIONS, _CLOSE_ENOUGH = 30, 1e-3
 
 
 def motion(faces: "Sequence[NDArray[np.uint8]]") -> float:

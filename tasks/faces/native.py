@@ -125,6 +125,8 @@ def _session(path: Path, published: Any) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Threads that wait in a loop take the cores from OpenCV, FFmpeg and the comparisons beside this one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(rewritten(path), options, providers=published.get_providers())
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
+from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from tasks.errors import MediaRefused
 from tasks.media.videos import decode, moment_of, open_video, packets_of, seconds_of
@@ -34,21 +37,25 @@ class VideoSample:
     """One upright frame of a video.
 
     `pixels`: (height, width, 3) RGB, longest side at most LONGEST_SIDE. `scale`: the file's pixels for one of these, 1
-    or more. `time_seconds`: since the first frame. `video_seconds`: the whole video's length.
+    or more. `part`: which part of the time it stands for. `time_seconds`: since the first frame. `video_seconds`: the
+    whole video's length.
     """
 
+    part: int
     time_seconds: float
     pixels: NDArray[np.uint8]
     scale: float
     video_seconds: float
 
 
-def sample_frames(path: Path, count: int, settings: Settings) -> Iterator[VideoSample]:
+def sample_frames(
+    path: Path, count: int, settings: Settings, wanted: Callable[[int], bool] = lambda part: True
+) -> Iterator[VideoSample]:
     """Yield up to `count` frames spread over the time that exists, one from each of as many equal parts.
 
-    Only what these frames need is decoded. One frame is held at a time, and none is given twice; the video's packets,
-    no larger than the file, are held as well.
-    Raises MediaRefused as `check_selfie_video` does, TRUNCATED excepted: what is there is used.
+    Only what these frames need is decoded, and nothing for a part that `wanted` (asked when its turn comes) says no
+    to. One frame is held at a time, and none is given twice; the video's packets, no larger than the file, are held as
+    well. Raises MediaRefused as `check_selfie_video` does, TRUNCATED excepted: what is there is used.
     """
     with open_video(path, settings) as (container, stream):
         packets = list(packets_of(container, stream, path, settings, whole=False))
@@ -58,31 +65,29 @@ def sample_frames(path: Path, count: int, settings: Settings) -> Iterator[VideoS
         keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
         if len(keys) == len(packets) and stream.name not in _ALL_KEYS:
             keys = []  # a container that marks every frame says nothing
-        wanted = plan(moments, keys, end, count)
-        needed = list(needed_for(wanted, moments, keys))
-        # Threads over frames hold frames back; they only pay where many are decoded in a row.
-        stream.thread_type = "SLICE" if len(needed) == len(wanted) else "AUTO"
-        if len(needed) > _FEW_ON_THE_WAY * len(wanted):
-            # Frames that no other is made from are passed over; a wanted one among them has a close neighbour.
-            stream.codec_context.skip_frame = "NONREF"
-        left, tick = sorted(wanted), packets[0].time_base
-        found = False
-        for frame in decode((packets[index] for index in needed), stream, settings):
-            if not left:
-                return
-            if frame.pts is None or (moment := float(frame.pts * tick)) < left[0] - _TICK:
-                continue
-            left = [later for later in left if later > moment + _TICK]
+        chosen = plan(moments, keys, end, count)
+        needed = needed_for(chosen, moments, keys)
+        alone = all(moments[each.first] == moment for moment, each in chosen.items())
+        how = _alone if alone else _in_a_row
+        tick, found = packets[0].time_base or Fraction(1), False
+        for frame, part in how(packets, stream, settings, chosen, needed, wanted):
             found = True
-            yield _sample(frame, max(0.0, moment - begin), end - begin)
+            yield _sample(frame, part, max(0.0, float((frame.pts or 0) * tick) - begin), end - begin)
     if not found:
         raise MediaRefused(
             "VIDEO_UNREADABLE", f"No frame of the selfie video ({stream.name}) decodes. Record it again."
         )
 
 
-def plan(moments: Sequence[float], keys: Sequence[int], end: float, count: int) -> dict[float, int]:
-    """Which frames to look at: for each its moment, and the packet from which to decode up to it.
+class Wanted(NamedTuple):
+    """A frame to look at: which part of the time it stands for, and the packet from which to decode up to it."""
+
+    part: int
+    first: int
+
+
+def plan(moments: Sequence[float], keys: Sequence[int], end: float, count: int) -> dict[float, Wanted]:
+    """Which frames to look at, by their moments, ascending.
 
     The time is cut into `count` equal parts. A part's key frame stands for it, the one next to its middle; a part
     without one is seen at its middle. `moments`: seconds of the packets in the order of decoding, `keys`: those among
@@ -90,37 +95,83 @@ def plan(moments: Sequence[float], keys: Sequence[int], end: float, count: int) 
     """
     shown = sorted(moments)
     step = (end - shown[0]) / count
-    chosen: dict[float, int] = {}
+    chosen: dict[float, Wanted] = {}
     for part in range(count):
         begin, middle = shown[0] + step * part, shown[0] + step * (part + 0.5)
         inside = [key for key in keys if begin <= moments[key] < begin + step]
         if inside:
             key = min(inside, key=lambda index: abs(moments[index] - middle))
-            chosen[moments[key]] = key
+            chosen[moments[key]] = Wanted(part, key)
         else:
             on_show = shown[max(0, bisect_right(shown, middle) - 1)]
-            chosen.setdefault(on_show, max((key for key in keys if moments[key] <= on_show), default=0))
-    return chosen
+            before = max((key for key in keys if moments[key] <= on_show), default=0)
+            chosen.setdefault(on_show, Wanted(part, before))
+    return dict(sorted(chosen.items()))
 
 
-def needed_for(wanted: Mapping[float, int], moments: Sequence[float], keys: Sequence[int]) -> Iterator[int]:
+def needed_for(chosen: Mapping[float, Wanted], moments: Sequence[float], keys: Sequence[int]) -> list[int]:
     """Indices of the packets to decode for what `plan` gave, in order."""
-    until = dict.fromkeys(wanted.values(), -math.inf)
-    for moment, first in wanted.items():
-        until[first] = max(until[first], moment)
+    until: dict[int, float] = {}
+    for moment, wanted in chosen.items():
+        until[wanted.first] = max(until.get(wanted.first, -math.inf), moment)
+    needed = []
     for first in sorted(until):
-        yield first
+        needed.append(first)
         if until[first] <= moments[first]:
             continue
         following = bisect_right(keys, first)
         for index in range(first + 1, keys[following] if following < len(keys) else len(moments)):
-            yield index
+            needed.append(index)
             # Frames are decoded in another order than shown; a few more bring the last wanted one out.
             if moments[index] > until[first] + _REORDERING_SECONDS:
                 break
+    return needed
 
 
-def _sample(frame: VideoFrame, moment: float, video_seconds: float) -> VideoSample:
+def _alone(
+    packets: Sequence[Packet[VideoStream]],
+    stream: VideoStream,
+    settings: Settings,
+    chosen: Mapping[float, Wanted],
+    needed: Sequence[int],
+    wanted: Callable[[int], bool],
+) -> Iterator[tuple[VideoFrame, int]]:
+    """Key frames, each decoded by itself."""
+    stream.thread_type = "SLICE"  # threads over frames would hold frames back
+    parts = {each.first: each.part for each in chosen.values()}
+    for index in needed:
+        if wanted(parts[index]):
+            for frame in list(decode([packets[index]], stream, settings, drained=True))[:1]:
+                yield frame, parts[index]
+
+
+def _in_a_row(
+    packets: Sequence[Packet[VideoStream]],
+    stream: VideoStream,
+    settings: Settings,
+    chosen: Mapping[float, Wanted],
+    needed: Sequence[int],
+    wanted: Callable[[int], bool],
+) -> Iterator[tuple[VideoFrame, int]]:
+    """Frames that others lead to: all of these are decoded, and the first one at or after each moment is given."""
+    stream.thread_type = "AUTO"
+    if len(needed) > _FEW_ON_THE_WAY * len(chosen):
+        # Frames that no other is made from are passed over; a wanted one among them has a close neighbour.
+        stream.codec_context.skip_frame = "NONREF"
+    left, tick = list(chosen), packets[0].time_base or Fraction(1)
+    for frame in decode((packets[index] for index in needed), stream, settings):
+        moment = -math.inf if frame.pts is None else float(frame.pts * tick)
+        reached = [each for each in left if each <= moment + _TICK]
+        if not reached:
+            continue
+        left = left[len(reached) :]
+        if wanted(part := chosen[reached[-1]].part):
+            yield frame, part
+        if not left:
+            return
+
+
+def _sample(frame: VideoFrame, part: int, moment: float, video_seconds: float) -> VideoSample:
     import numpy as np
 
     scale = max(1.0, max(frame.width, frame.height) / LONGEST_SIDE)
@@ -128,4 +179,4 @@ def _sample(frame: VideoFrame, moment: float, video_seconds: float) -> VideoSamp
     shrunk = frame.reformat(*size, format="rgb24", interpolation="AREA" if scale > 1 else "BILINEAR")
     quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as FFmpeg's display matrix has it
     pixels = np.ascontiguousarray(np.rot90(cast("NDArray[np.uint8]", shrunk.to_ndarray()), quarter_turns))
-    return VideoSample(moment, pixels, scale, video_seconds)
+    return VideoSample(part, moment, pixels, scale, video_seconds)

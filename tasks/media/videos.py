@@ -153,8 +153,13 @@ def open_video(
         ) from exc
 
 
-def decode(packets: Iterable[Packet[VideoStream]], stream: VideoStream, settings: Settings) -> Iterator[VideoFrame]:
-    """Decode; packets that do not decode are passed over, and sizes are looked at again in each frame."""
+def decode(
+    packets: Iterable[Packet[VideoStream]], stream: VideoStream, settings: Settings, *, drained: bool = False
+) -> Iterator[VideoFrame]:
+    """Decode; packets that do not decode are passed over, and sizes are looked at again in each frame.
+
+    `drained`: leave the decoder as new, so that it takes packets again that do not follow on these.
+    """
     most = int(settings.max_selfie_video_seconds * MOST_FRAMES_PER_SECOND)
     for packet in chain(packets, [None]):  # the decoder gives its last frames when it is told that no more comes
         try:
@@ -168,6 +173,8 @@ def decode(packets: Iterable[Packet[VideoStream]], stream: VideoStream, settings
                 return
             if not frame.is_corrupt:
                 yield frame
+    if drained:
+        stream.codec_context.flush_buffers()
 
 
 def _codec_name(stream: VideoStream) -> str:

@@ -129,7 +129,8 @@ class _Side:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pipe.send(None)
+        with suppress(BrokenPipeError):  # it may have failed, and said so
+            self._pipe.send(None)
         self._process.join()
 
     def run(self, card: Path, video: Path) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def _deepface() -> "Callable[[Path, Path], dict[str, Any]]":
     from deepface import DeepFace
     from deepface.modules import modeling
 
-    modeling.cached_models.clear()  # DeepFace's own session in place of the engine's faster one
+    modeling.cached_models["facial_recognition"].clear()  # DeepFace's own session in place of the engine's faster one
 
     def compare(card: Path, video: Path) -> dict[str, Any]:
         begin = time.perf_counter()

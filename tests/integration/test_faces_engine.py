@@ -47,7 +47,8 @@ def test_the_same_person_matches(engine: FaceEngine, demo_media: DemoMedia, medi
     comparison = compared.comparison
     assert comparison.similarity is not None
     assert comparison.similarity >= MATCH
-    assert (comparison.frames_looked_at, len(comparison.frames)) == (10, 5)
+    assert len(comparison.frames) == 4
+    assert 4 <= comparison.frames_looked_at <= 10
     assert all(frame.similarity > REVIEW and frame.quality.confidence > 0.8 for frame in comparison.frames)
     assert sum(frame.weight for frame in comparison.frames) == pytest.approx(1)
     times = [frame.time_seconds for frame in comparison.frames]
@@ -232,7 +233,7 @@ def test_alignment_equals_opencvs(media_settings: Settings, weights: list[Path],
     opencv = cv2.FaceRecognizerSF.create(str(weights[1]), "")
     for path in (samples(media_settings)[1], demo_media.genuine_card):
         image = np.asarray(read_id_image(path, media_settings))
-        (face, *_) = find_faces(models, image, 640)
+        (face, *_) = find_faces(models, image)
         row = np.concatenate([np.zeros(4), face.points.ravel(), [face.confidence]]).astype(np.float32)
         expected, found = opencv.alignCrop(image, row), align(image, face.points, (112, 112))
         difference = np.abs(expected.astype(int) - found.astype(int))

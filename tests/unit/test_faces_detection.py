@@ -44,6 +44,10 @@ def models(*regions: Region) -> Models:
     return Models(Detector(list(regions)), None, embed, None, "cpu")
 
 
+def black(left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
+    return np.zeros((bottom - top, right - left, 3), np.uint8)
+
+
 def face(left: float = 0, top: float = 0, side: float = 100) -> Face:
     return Face((left, top, side, side), np.zeros((5, 2)), 0.9)
 
@@ -63,29 +67,28 @@ def test_overlap_is_intersection_over_union() -> None:
     assert overlap((0, 0, 10, 10), (10, 0, 10, 10)) == 0
 
 
-def test_regions_come_back_in_the_pictures_own_pixels_largest_first() -> None:
+def test_regions_come_back_largest_first() -> None:
     found = models(
         Region(0, 0, 10, 10, left_eye=(8, 4), right_eye=(2, 4)),
         Region(100, 100, 50, 60, left_eye=(110, 120), right_eye=(140, 120), confidence=0.7),  # left and right confused
         Region(0, 0, 90, 90),  # without eyes: cannot be aligned
     )
-    faces = find_faces(found, np.zeros((640, 1280, 3), np.uint8), 640)
-    assert [one.area for one in faces] == [50 * 60 * 4, 10 * 10 * 4]
-    assert faces[0].box == (200, 200, 100, 120)
-    assert faces[0].points.tolist() == [[220, 240], [280, 240]]
+    faces = find_faces(found, np.zeros((640, 1280, 3), np.uint8))
+    assert [one.area for one in faces] == [50 * 60, 10 * 10]
+    assert faces[0].box == (100, 100, 50, 60)
+    assert faces[0].points.tolist() == [[110, 120], [140, 120]]
     assert [one.confidence for one in faces] == [0.7, 1.0]
 
 
 def test_five_points_are_used_where_a_detector_gives_them() -> None:
     region = Region(0, 0, 50, 60, (40, 20), (10, 20), 0.9, nose=(25, 30), mouth_right=(12, 45), mouth_left=(38, 45))
-    (found,) = find_faces(models(region), np.zeros((100, 100, 3), np.uint8), 640)
+    (found,) = find_faces(models(region), np.zeros((100, 100, 3), np.uint8))
     assert found.points.tolist() == [[10, 20], [40, 20], [25, 30], [12, 45], [38, 45]]
 
 
 def test_a_face_that_is_lost_close_up_keeps_its_coarse_landmarks() -> None:
-    image = np.zeros((1000, 1500, 3), np.uint8)
     points = np.array([[480.0, 500], [520, 500], [500, 520], [485, 540], [515, 540]])
-    patch = cut_out(models(), image, Face((450, 450, 100, 120), points, 0.88))
+    patch = cut_out(models(), (1500, 1000), black, Face((450, 450, 100, 120), points, 0.88))
     assert max(patch.pixels.shape[:2]) <= 192
     assert patch.in_picture.points == pytest.approx(points)
     assert patch.in_picture.box == pytest.approx((450, 450, 100, 120))
@@ -93,7 +96,7 @@ def test_a_face_that_is_lost_close_up_keeps_its_coarse_landmarks() -> None:
 
 def test_a_face_at_the_pictures_edge_is_cut_out() -> None:
     points = np.array([[-2.0, 5], [12, 5], [5, 10], [0, 15], [10, 15]])
-    patch = cut_out(models(), np.zeros((60, 40, 3), np.uint8), Face((-8, -6, 30, 34), points, 0.88))
+    patch = cut_out(models(), (40, 60), black, Face((-8, -6, 30, 34), points, 0.88))
     assert patch.in_picture.points == pytest.approx(points)
 
 

@@ -76,7 +76,7 @@ def test_a_face_that_cannot_be_judged_has_its_own_reason(change: dict[str, Any],
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"spread": 0.29}, Reason.DIFFERENT_PEOPLE_IN_VIDEO),
+        ({"spread": 0.249}, Reason.DIFFERENT_PEOPLE_IN_VIDEO),
         ({"motion": 0.0149}, Reason.STILL_PICTURE_AS_VIDEO),
         ({"anti_spoofing": 0.4}, Reason.PRESENTATION_ATTACK_SUSPECTED),
     ],
@@ -87,7 +87,7 @@ def test_a_video_that_shows_no_single_living_person(change: dict[str, Any], reas
 
 def test_bounds_belong_to_the_better_side() -> None:
     edge = quality(eye_distance=16, brightness=0.08, contrast=0.02, yaw=45, pitch=-45, sharpness=0.09)
-    at_the_bounds = scored(reference=edge, frames=(frame(quality=edge),), spread=0.3, motion=0.015, anti_spoofing=0.5)
+    at_the_bounds = scored(reference=edge, frames=(frame(quality=edge),), spread=0.25, motion=0.015, anti_spoofing=0.5)
     assert judge(at_the_bounds, THRESHOLDS, BOUNDS).decision is DecisionKind.MATCH
 
 
@@ -102,6 +102,6 @@ def test_frames_that_weigh_half_are_enough() -> None:
 
 
 def test_models_without_measured_figures_leave_the_spread_to_the_operator() -> None:
-    assert BOUNDS.min_spread == 0.3
+    assert BOUNDS.min_spread == 0.25
     assert bounds_for(Settings(detector="mtcnn")).min_spread is None
     assert bounds_for(Settings(detector="mtcnn", min_spread=0.2)).min_spread == 0.2

@@ -10,6 +10,7 @@ import pytest
 
 from tasks.errors import MediaRefused
 from tasks.media import check_selfie_video, sample_frames
+from tasks.media.sampling import needed_for, plan
 from tasks.settings import Settings
 from tests.media_fixtures import write_video
 
@@ -220,3 +221,52 @@ def test_rotation_is_undone(tmp_path: Path) -> None:
     upright, *_ = sample_frames(path, 1, SETTINGS)
     assert upright.pixels.shape == (160, 120, 3)
     assert np.array_equal(upright.pixels, np.rot90(plain.pixels, -1))
+
+
+SECONDS = [index / 30 for index in range(300)]
+
+
+def test_key_frames_stand_for_their_parts() -> None:
+    keys = list(range(0, 300, 30))
+    chosen = plan(SECONDS, keys, 10.0, 5)
+    assert [tuple(wanted) for wanted in chosen.values()] == [
+        (0, 30),
+        (1, 90),
+        (2, 150),
+        (3, 210),
+        (4, 270),
+    ]
+    assert needed_for(chosen, SECONDS, keys) == [30, 90, 150, 210, 270]
+
+
+def test_one_key_frame_leads_to_every_part() -> None:
+    chosen = plan(SECONDS, [0], 10.0, 5)
+    assert list(chosen) == pytest.approx([0, 3, 5, 7, 9])
+    assert needed_for(chosen, SECONDS, [0]) == list(range(287))
+
+
+def test_parts_with_and_without_key_frames() -> None:
+    keys = [0, 60]
+    chosen = plan(SECONDS[:120], keys, 4.0, 4)
+    assert [tuple(wanted) for wanted in chosen.values()] == [(0, 0), (1, 0), (2, 60), (3, 60)]
+    assert needed_for(chosen, SECONDS[:120], keys) == [*range(60), *range(60, 120)]
+
+
+@pytest.mark.parametrize("interval", [5, 1000], ids=["key frames", "one key frame"])
+def test_parts_that_are_not_wanted_are_passed_over(tmp_path: Path, interval: int) -> None:
+    path = write_video(tmp_path / "selfie.mp4", frames=60, codec_options={"g": str(interval)})
+    asked: list[int] = []
+
+    def wanted(part: int) -> bool:
+        asked.append(part)
+        return part % 2 == 0
+
+    samples = list(sample_frames(path, 6, SETTINGS, wanted))
+    assert asked == [0, 1, 2, 3, 4, 5]
+    assert [sample.part for sample in samples] == [0, 2, 4]
+    assert [round(sample.time_seconds, 1) for sample in samples] == pytest.approx([0.15, 0.85, 1.5], abs=0.2)
+
+
+def test_frames_are_handed_on_in_a_bounded_size(tmp_path: Path) -> None:
+    (sample,) = sample_frames(write_video(tmp_path / "4k.mp4", frames=1, size=(3840, 2160)), 5, SETTINGS)
+    assert (sample.pixels.shape, sample.scale) == ((1080, 1920, 3), 2.0)
