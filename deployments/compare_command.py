@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.contracts import DecisionKind, FaceComparison, FaceQuality, Thresholds, Verdict
+from tasks.contracts import DecisionKind, FaceComparison, Thresholds, Verdict
 from tasks.errors import ConfigurationError
+from tasks.faces.quality import figures
 from tasks.settings import Settings
 
 _COLOURS = {DecisionKind.MATCH: "green", DecisionKind.REVIEW: "yellow"}
@@ -84,26 +85,14 @@ def _show(found: FaceComparison, thresholds: Thresholds | None, verdict: Verdict
     summary.add_row("time", f"{found.seconds.get('total', 0):.2f} s on {found.device} ({stages})")
     out.print(summary, highlight=False)
 
-    columns = ("", "Score", "Weight", "Eyes px", "Sharp", "Bright", "Contrast", "Yaw", "Pitch", "Conf.")
+    columns = ("", "Score", "Weight", "Eyes", "Sharp", "Bright", "Contrast", "Yaw", "Pitch", "Conf.")
     faces = Table(*columns, box=None, pad_edge=False)
     if found.reference is not None:
-        faces.add_row("ID image", "", "", *_figures(found.reference))
+        faces.add_row("ID image", "", "", *figures(found.reference))
     for frame in found.frames:
         faces.add_row(
-            f"{frame.time_seconds:.2f} s", f"{frame.similarity:.3f}", f"{frame.weight:.0%}", *_figures(frame.quality)
+            f"{frame.time_seconds:.2f} s", f"{frame.similarity:.3f}", f"{frame.weight:.0%}", *figures(frame.quality)
         )
     if faces.row_count:
         out.print()
         out.print(faces, highlight=False)
-
-
-def _figures(quality: FaceQuality) -> tuple[str, ...]:
-    return (
-        f"{quality.eye_distance:.0f}",
-        f"{quality.sharpness:.2f}",
-        f"{quality.brightness:.2f}",
-        f"{quality.contrast:.2f}",
-        f"{round(quality.yaw)}°",
-        f"{round(quality.pitch)}°",
-        f"{quality.confidence:.2f}",
-    )

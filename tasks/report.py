@@ -10,10 +10,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from tasks.contracts import Comparison, Decision, DecisionKind, FaceQuality
+from tasks.contracts import Comparison, Decision, DecisionKind
 from tasks.database import database_for
 from tasks.database.comparisons import get_comparison
 from tasks.dispatch import prefect_errors
+from tasks.faces.quality import figures
 from tasks.retries import retried
 from tasks.settings import Settings
 
@@ -94,20 +95,8 @@ def markdown(decision: Decision, comparison: Comparison | None) -> str:
     faces = [("ID image", "", "", result.reference)] if result.reference is not None else []
     faces += [(f"{f.time_seconds:.2f} s", f"{f.similarity:.3f}", f"{f.weight:.0%}", f.quality) for f in result.frames]
     if faces:
-        text += ["## Faces", _table(_FACES, [(*face[:3], *_measured(face[3])) for face in faces])]
+        text += ["## Faces", _table(_FACES, [(*face[:3], *figures(face[3])) for face in faces])]
     return "\n\n".join(text)
-
-
-def _measured(quality: FaceQuality) -> tuple[str, ...]:
-    return (
-        f"{quality.eye_distance:.0f} px",
-        f"{quality.sharpness:.2f}",
-        f"{quality.brightness:.2f}",
-        f"{quality.contrast:.2f}",
-        f"{round(quality.yaw)}°",
-        f"{round(quality.pitch)}°",
-        f"{quality.confidence:.2f}",
-    )
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -70,6 +70,19 @@ def weight(quality: FaceQuality) -> float:
     return max(1e-6, size * sharp * light * pose)
 
 
+def figures(quality: FaceQuality) -> tuple[str, str, str, str, str, str, str]:
+    """For people: eye distance, sharpness, brightness, contrast, yaw, pitch, confidence."""
+    return (
+        f"{quality.eye_distance:.0f} px",
+        f"{quality.sharpness:.2f}",
+        f"{quality.brightness:.2f}",
+        f"{quality.contrast:.2f}",
+        f"{round(quality.yaw)}°",
+        f"{round(quality.pitch)}°",
+        f"{quality.confidence:.2f}",
+    )
+
+
 def _logistic(value: float) -> float:
     return 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
 

@@ -149,10 +149,10 @@ from tasks.settings import Settings
 pairs, images, out, log, kill_at = sys.argv[1:]
 enrol = FaceEngine.enrol
 
-def logged(self, path, settings):
+def logged(self, path, settings, **options):
     with open(log, "a") as file:
         print(path.name, file=file)
-    return enrol(self, path, settings)
+    return enrol(self, path, settings, **options)
 
 def progress(name, done, of):
     if done == int(kill_at):
