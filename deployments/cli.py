@@ -209,18 +209,21 @@ def models_list(as_json: AsJson = False) -> None:
     if as_json:
         _print_json([row._asdict() for row in rows])
         return
-    table = Table("Model", "Runs on", "Input", "Licence", "Sum", "Thresholds", "In use", box=None, pad_edge=False)
-    for (kind, name), forms in groupby(rows, lambda row: (row.kind, row.name)):
-        model, *others = forms
-        size = "any" if model.input_size is None else "{} x {}".format(*model.input_size)
-        known = "yes" if any(form.sum_known for form in (model, *others)) else ""
-        used = next((form.runtime if others else "yes" for form in (model, *others) if form.in_use), "")
-        runtimes = ", ".join(form.runtime for form in (model, *others))
-        shown = name if kind == "recogniser" else f"{name} (detector)"
-        table.add_row(shown, runtimes, size, model.licence, known, "yes" if model.thresholds else "", used)
-    out.print(table)
+    for kind, of_kind in groupby(rows, lambda row: row.kind):
+        table = Table(
+            kind.capitalize(), "Runs on", "Input", "Licence", "Sum", "Thresh.", "Used", box=None, pad_edge=False
+        )
+        for name, same in groupby(of_kind, lambda row: row.name):
+            forms = list(same)
+            size = "any" if forms[0].input_size is None else "{}x{}".format(*forms[0].input_size)
+            known = "yes" if any(form.sum_known for form in forms) else ""
+            used = next((form.runtime if len(forms) > 1 else "yes" for form in forms if form.in_use), "")
+            runtimes = ", ".join(form.runtime for form in forms)
+            table.add_row(name, runtimes, size, forms[0].licence, known, "yes" if forms[0].thresholds else "", used)
+        out.print(table)
+        out.print()
     out.print(
-        "\nA model without a known sum needs its weight file's SHA-256 in KYCFLOW_WEIGHTS_SHA256 (names: --json), and "
+        "A model without a known sum needs its weight file's SHA-256 in KYCFLOW_WEIGHTS_SHA256 (names: --json), and "
         "one without thresholds needs KYCFLOW_MATCH_THRESHOLD and KYCFLOW_REVIEW_THRESHOLD (docs/evaluation.md)."
     )
 

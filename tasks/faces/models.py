@@ -107,14 +107,14 @@ def _mtcnn(name: str, sha256: str) -> dict[str, PackagedFile]:
 RECOGNISERS = {
     "SFace": Recogniser((112, 112), "Apache-2.0", {"onnx": _SFACE}),
     "Dlib": Recogniser((150, 150), "CC0-1.0", {"dlib": _DLIB}),
-    "ArcFace": Recogniser((112, 112), "its authors'", _forms("arcface_weights")),
-    "DeepFace": Recogniser((152, 152), "its authors'", _forms("VGGFace2_DeepFace_weights_val-0.9034")),
-    "DeepID": Recogniser((47, 55), "its authors'", _forms("deepid_weights", "deepid_keras_weights")),
-    "Facenet": Recogniser((160, 160), "its authors'", _forms("facenet_weights")),
-    "Facenet512": Recogniser((160, 160), "its authors'", _forms("facenet512_weights")),
-    "GhostFaceNet": Recogniser((112, 112), "its authors'", _forms("ghostfacenet_v1")),
-    "OpenFace": Recogniser((96, 96), "its authors'", _forms("openface_weights")),
-    "VGG-Face": Recogniser((224, 224), "its authors'", _forms("vgg_face_weights")),
+    "ArcFace": Recogniser((112, 112), "authors'", _forms("arcface_weights")),
+    "DeepFace": Recogniser((152, 152), "authors'", _forms("VGGFace2_DeepFace_weights_val-0.9034")),
+    "DeepID": Recogniser((47, 55), "authors'", _forms("deepid_weights", "deepid_keras_weights")),
+    "Facenet": Recogniser((160, 160), "authors'", _forms("facenet_weights")),
+    "Facenet512": Recogniser((160, 160), "authors'", _forms("facenet512_weights")),
+    "GhostFaceNet": Recogniser((112, 112), "authors'", _forms("ghostfacenet_v1")),
+    "OpenFace": Recogniser((96, 96), "authors'", _forms("openface_weights")),
+    "VGG-Face": Recogniser((224, 224), "authors'", _forms("vgg_face_weights")),
 }
 DETECTORS = {
     "yunet": Detector("MIT", "onnx", (_YUNET,)),
