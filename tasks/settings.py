@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     )
     min_eye_distance: float = Field(16, ge=0, description="Fewest pixels between the eyes in the selfie video.")
     min_id_eye_distance: float = Field(16, ge=0, description="Fewest pixels between the eyes on the ID image.")
-    min_sharpness: float = Field(0.09, ge=0, description="Least sharpness of a face: the Laplacian's deviation.")
+    min_sharpness: float = Field(0.048, ge=0, description="Least sharpness of a face: the Laplacian's deviation.")
     min_brightness: float = Field(0.08, ge=0, le=1, description="Least mean luminance of a face.")
     max_brightness: float = Field(0.92, ge=0, le=1, description="Greatest mean luminance of a face.")
     min_contrast: float = Field(0.02, ge=0, le=1, description="Least standard deviation of a face's luminance.")

@@ -14,7 +14,7 @@ _GAP, _WIDEST = 10, 160  # between two frames' pictures, and of one
 _ROW = 22
 _FIGURES = {
     "eye distance": "{0.eye_distance:.0f} px",
-    "sharpness": "{0.sharpness:.2f}",
+    "sharpness": "{0.sharpness:.3f}",
     "brightness": "{0.brightness:.2f}",
     "contrast": "{0.contrast:.2f}",
     "yaw": "{0.yaw:z.0f}°",

@@ -34,6 +34,10 @@ CODECS = "h264,hevc,vp8,vp9,libdav1d,av1,mpeg4,h263,mjpeg,libvpx,libvpx-vp9"
 MOST_FRAMES_PER_SECOND = 240
 """Slow motion of phones. A container may lie about time, not about how many frames it holds."""
 
+MOST_PIXELS_DECODED = 4_000_000_000
+"""Of one video: a minute of 1080p at 30 frames a second, or 16 seconds of 4K, where no key frames shorten the way. What
+comes later in such a video is not looked at."""
+
 MOST_PACKETS_PER_SECOND = 2_000
 """All streams together: sound in 2.5 ms packets, slow motion and a phone's sensor tracks fit in."""
 
@@ -160,7 +164,7 @@ def decode(
 
     `drained`: leave the decoder as new, so that it takes packets again that do not follow on these.
     """
-    most = int(settings.max_selfie_video_seconds * MOST_FRAMES_PER_SECOND)
+    most, pixels = int(settings.max_selfie_video_seconds * MOST_FRAMES_PER_SECOND), 0
     for packet in chain(packets, [None]):  # the decoder gives its last frames when it is told that no more comes
         try:
             frames = stream.codec_context.decode(packet)
@@ -168,8 +172,9 @@ def decode(
             continue
         for frame in frames:
             most -= 1
+            pixels += frame.width * frame.height
             _refuse_too_many_pixels(frame.width, frame.height, settings)
-            if most < 0:
+            if most < 0 or pixels > MOST_PIXELS_DECODED:
                 return
             if not frame.is_corrupt:
                 yield frame
@@ -178,10 +183,7 @@ def decode(
 
 
 def _codec_name(stream: VideoStream) -> str:
-    """FFmpeg's name, or the container's four letters for what FFmpeg has no decoder for."""
-    if stream.codec_context is not None:
-        return stream.codec_context.name
-    return "".join(sign for sign in str(stream.codec_tag) if sign.isalnum()) or "unknown"
+    return "unknown" if stream.codec_context is None else stream.codec_context.name
 
 
 def _refuse_too_long(frames: int, seconds: float, settings: Settings) -> None:

@@ -51,7 +51,8 @@ def test_doctor_finds_a_running_system_in_order(system: System) -> None:
     findings = json.loads(done.stdout)
     assert done.returncode == 0, findings
     assert {"Prefect", "Deployment", "Work pool", "Upload API", "Weights", "Database"} <= {f["what"] for f in findings}
-    assert all(finding["state"] == "ok" for finding in findings)
+    # Anti-spoofing has no weights that could be fetched: it is off, and said to be.
+    assert {f["what"] for f in findings if f["state"] != "ok"} == {"Anti-spoofing"}
 
 
 def test_a_second_system_in_the_same_folder_is_refused(system: System) -> None:

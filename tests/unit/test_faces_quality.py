@@ -63,7 +63,7 @@ def test_blur_lowers_sharpness_and_light_does_not() -> None:
     blurred = cv2.GaussianBlur(noise, (0, 0), 2.0)
     points = head(0, 0)
     found = [measure(points, 0.9, np.asarray(crop), 1) for crop in (sharp, blurred, sharp * 2)]
-    assert found[0].sharpness > 2 * found[1].sharpness
+    assert found[0].sharpness > 1.5 * found[1].sharpness
     assert found[2].sharpness == pytest.approx(found[0].sharpness, rel=0.05)
     assert found[2].brightness == pytest.approx(2 * found[0].brightness, rel=0.02)
     assert found[2].contrast == pytest.approx(2 * found[0].contrast, rel=0.02)

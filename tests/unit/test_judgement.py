@@ -59,7 +59,7 @@ SPOILT: list[tuple[dict[str, Any], str]] = [
     ({"contrast": 0.019}, "FACE_LOW_CONTRAST"),
     ({"yaw": -45.1}, "FACE_TURNED_AWAY"),
     ({"pitch": 45.1}, "FACE_TURNED_AWAY"),
-    ({"sharpness": 0.089}, "FACE_TOO_BLURRED"),
+    ({"sharpness": 0.0479}, "FACE_TOO_BLURRED"),
 ]
 
 
@@ -86,7 +86,7 @@ def test_a_video_that_shows_no_single_living_person(change: dict[str, Any], reas
 
 
 def test_bounds_belong_to_the_better_side() -> None:
-    edge = quality(eye_distance=16, brightness=0.08, contrast=0.02, yaw=45, pitch=-45, sharpness=0.09)
+    edge = quality(eye_distance=16, brightness=0.08, contrast=0.02, yaw=45, pitch=-45, sharpness=0.048)
     at_the_bounds = scored(reference=edge, frames=(frame(quality=edge),), spread=0.25, motion=0.015, anti_spoofing=0.5)
     assert judge(at_the_bounds, THRESHOLDS, BOUNDS).decision is DecisionKind.MATCH
 
@@ -98,7 +98,7 @@ def test_frames_that_weigh_half_are_enough() -> None:
     less = (frame(weight=0.4), frame(weight=0.35, quality=blurred), frame(weight=0.25, quality=quality(yaw=60)))
     verdict = judge(scored(frames=less), THRESHOLDS, BOUNDS)
     assert verdict.reason is Reason.FACE_TOO_BLURRED
-    assert verdict.detail == "Sharpness is 0.01, and 0.09 is needed."
+    assert verdict.detail == "Sharpness is 0.01, and 0.048 is needed."
 
 
 def test_models_without_measured_figures_leave_the_spread_to_the_operator() -> None:
