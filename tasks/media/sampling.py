@@ -15,7 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from tasks.errors import MediaRefused
-from tasks.media.videos import decode, moment_of, open_video, packets_of, seconds_of
+from tasks.media.videos import MOST_PIXELS_DECODED, decode, moment_of, open_video, packets_of, seconds_of
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ def sample_frames(
             keys = []  # a container that marks every frame says nothing
         chosen = plan(moments, keys, end, count)
         needed = needed_for(chosen, moments, keys)
+        if len(needed) * stream.codec_context.width * stream.codec_context.height > MOST_PIXELS_DECODED:
+            raise MediaRefused(
+                "VIDEO_UNREADABLE",
+                "The selfie video has too few key frames for its length and size. Record a shorter or smaller one.",
+            )
         alone = all(moments[each.first] == moment for moment, each in chosen.items())
         how = _alone if alone else _in_a_row
         tick, found = packets[0].time_base or Fraction(1), False

@@ -35,8 +35,7 @@ MOST_FRAMES_PER_SECOND = 240
 """Slow motion of phones. A container may lie about time, not about how many frames it holds."""
 
 MOST_PIXELS_DECODED = 4_000_000_000
-"""Of one video: a minute of 1080p at 30 frames a second, or 16 seconds of 4K, where no key frames shorten the way. What
-comes later in such a video is not looked at."""
+"""Of one video: a minute of 1080p at 30 frames a second, or 16 seconds of 4K, where no key frames shorten the way."""
 
 MOST_PACKETS_PER_SECOND = 2_000
 """All streams together: sound in 2.5 ms packets, slow motion and a phone's sensor tracks fit in."""

@@ -164,7 +164,8 @@ def test_a_video_that_is_turned_and_does_not_say_so(
 
 
 def test_a_video_that_is_laborious_to_decode(engine: FaceEngine, footage: Footage, tmp_path: Path) -> None:
-    """It keeps every bound on size, length and pixels. Whatever is made of it, it takes no worker for minutes."""
+    """It keeps every bound on size, length and pixels, and would take a worker minutes."""
     write_laborious(footage, tmp_path / "video")
     verdict = judged(engine, footage.genuine_card, tmp_path / "video", footage.settings)
-    assert verdict.reason in {VIDEO_UNREADABLE, STILL}
+    assert verdict.reason is VIDEO_UNREADABLE
+    assert "too few key frames" in (verdict.detail or "")
