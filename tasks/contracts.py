@@ -92,7 +92,7 @@ class EngineConfig(Plain):
         Literal["onnx", "tensorflow", "pytorch", "dlib"], Field(description="What runs the recogniser.")
     ] = "onnx"
     frames: Annotated[int, Field(ge=1, le=100, description="Video frames looked at, spread over its time.")] = 10
-    frames_used: Annotated[int, Field(ge=1, le=100, description="Of these, the frames compared at most.")] = 4
+    frames_used: Annotated[int, Field(ge=1, le=100, description="Of these, the frames compared at most.")] = 3
     anti_spoofing: Annotated[bool, Field(description="Whether DeepFace's anti-spoofing looks at the frames used.")] = (
         False
     )

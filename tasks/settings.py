@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     )
     frames: int = Field(10, ge=1, le=100, description="Video frames looked at, spread over its time.")
     frames_used: int = Field(
-        4, ge=1, le=100, description="Of these, how many are compared at most: the best of as many parts of the time."
+        3, ge=1, le=100, description="Of these, how many are compared at most: the best of as many parts of the time."
     )
     anti_spoofing: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -52,7 +52,7 @@ def test_json_for_programs(demo_media: DemoMedia, state: dict[str, str]) -> None
     answer: dict[str, Any] = json.loads(done.stdout)
     assert (answer["decision"], answer["reason"]) == ("no_match", "SIMILARITY_INSUFFICIENT")
     assert answer["comparison"]["device"] == "cpu"
-    assert len(answer["comparison"]["frames"]) == 4
+    assert len(answer["comparison"]["frames"]) == 3
 
 
 def test_a_bound_of_the_operator_decides_without_another_comparison(

@@ -29,7 +29,7 @@ SPOOFING = dict.fromkeys(models.ANTI_SPOOFING, SUM)
 
 @pytest.mark.parametrize(
     "change",
-    [{"frames": 11}, {"frames_used": 3}, {"detector": "mtcnn"}, {"weights_sha256": SPOOFING}],
+    [{"frames": 11}, {"frames_used": 4}, {"detector": "mtcnn"}, {"weights_sha256": SPOOFING}],
     ids=lambda change: next(iter(change)),
 )
 def test_what_changes_a_score_changes_the_fingerprint(change: dict[str, object]) -> None:
