@@ -27,10 +27,13 @@ class Follower:
             return None
         self.seen += 1
         last = self._last
-        here = [] if last is None else [face for face in faces if overlap(face.box, last.box) >= _SAME_PLACE]
-        # A small face at the last place is somebody behind it.
-        here = [face for face in here if last is not None and face.area >= last.area / 4]
-        person = max(here, key=lambda face: overlap(face.box, last.box), default=faces[0]) if last else faces[0]
+
+        def same_place(face: Face) -> float:
+            # A small face at the last place is somebody behind it.
+            return 0.0 if last is None or face.area < last.area / 4 else overlap(face.box, last.box)
+
+        here = [face for face in faces if same_place(face) >= _SAME_PLACE]
+        person = max(here, key=same_place, default=faces[0])
         if rivals(person, faces):
             self.crowded += 1
             if here or last is None:

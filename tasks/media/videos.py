@@ -54,23 +54,15 @@ def check_selfie_video(path: Path, settings: Settings) -> None:
     Raises MediaRefused: EMPTY, TOO_LARGE, NOT_A_VIDEO, VIDEO_UNREADABLE, VIDEO_WITHOUT_FRAMES, VIDEO_TOO_LONG,
     VIDEO_TOO_MANY_PIXELS, TRUNCATED.
     """
-    read_timeline(path, settings)
+    with open_video(path, settings, checked=False) as (container, stream):
+        for _ in packets_of(container, stream, path, settings, whole=True):
+            pass
     with open_video(path, settings, checked=False) as (container, stream):
         packets = islice(container.demux(stream), _PACKETS_UNTIL_A_FRAME)
         if next(decode(packets, stream, settings), None) is None:
             raise MediaRefused(
                 "VIDEO_UNREADABLE", f"The selfie video's first {stream.name} frame does not decode. Record it again."
             )
-
-
-def read_timeline(path: Path, settings: Settings) -> None:
-    """Walk all packets without decoding one, so that a video whose end is missing, or that is too long, is refused.
-
-    Raises MediaRefused as `check_selfie_video` does.
-    """
-    with open_video(path, settings, checked=False) as (container, stream):
-        for _ in packets_of(container, stream, path, settings, whole=True):
-            pass
 
 
 def packets_of(
