@@ -8,7 +8,7 @@ export HYPOTHESIS_STORAGE_DIRECTORY := $(CURDIR)/$(STATE)/cache/hypothesis
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test bench-faces bench-quality lint lock clean
+.PHONY: help setup demo up test chaos bench-faces bench-quality bench-waiting lint lock clean
 
 help:  ## what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,10 @@ test: $(READY)  ## all tests, on real servers
 	$(BIN)/kycflow models pull --samples
 	$(BIN)/python -m pytest
 
+chaos: $(READY)  ## 60 sessions while workers and servers are killed; 1 if anything is lost or doubled (ARGS=--seed=7)
+	$(BIN)/kycflow models pull --samples
+	$(BIN)/python -m tests.chaos $(ARGS)
+
 bench-faces: $(READY)  ## the engine against DeepFace.verify in a loop
 	$(BIN)/kycflow models pull --samples
 	$(BIN)/python -m tests.benchmarks.faces
@@ -43,6 +47,9 @@ bench-faces: $(READY)  ## the engine against DeepFace.verify in a loop
 bench-quality: $(READY)  ## what blur, size and darkness cost: PAIRS=pairs.csv IMAGES=folder
 	$(BIN)/kycflow models pull
 	$(BIN)/python -m tests.benchmarks.quality $(PAIRS) $(IMAGES)
+
+bench-waiting: $(READY)  ## what 10,000 sessions that wait cost workers and sweep
+	$(BIN)/python -m tests.benchmarks.waiting
 
 lint: $(READY)  ## ruff, mypy (strict), the layers
 	$(BIN)/ruff check .

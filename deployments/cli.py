@@ -19,6 +19,7 @@ from rich.table import Table
 
 from deployments.compare_command import compare
 from deployments.evaluate_command import evaluate
+from deployments.session_commands import api_url, audit, delete, resume, show_session, status, sweep
 from tasks.errors import KycflowError, Refused
 from tasks.settings import Settings
 
@@ -34,12 +35,13 @@ app.add_typer(models_app, name="models")
 app.add_typer(db_app, name="db")
 app.command()(compare)
 app.command()(evaluate)
+for command in (status, audit, resume, delete, sweep):
+    app.command()(command)
 
 out = Console()
 err = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-SessionIdArgument = Annotated[str, typer.Argument(metavar="SESSION_ID", help="The session's id.")]
 
 
 def main() -> None:
@@ -84,8 +86,17 @@ def up() -> None:
         out.print(f"Logs         {settings.state_dir / 'logs'}", soft_wrap=True)
         out.print("Ready. Ctrl-C stops everything.")
         while True:
-            stack.check()
-            time.sleep(1)
+            for name in stack.check():
+                err.print(f"{name} ended by itself and was started again: see its log.")
+            time.sleep(0.5)
+
+
+@app.command()
+def worker(pool: Annotated[str, typer.Option(help="Work pool: sessions or gpu.")]) -> None:
+    """Run Prefect's worker for a pool until a signal ends it, with a sign of life that the sweep reads."""
+    from deployments.worker import work
+
+    work(pool)
 
 
 @app.command()
@@ -94,15 +105,6 @@ def demo(as_json: AsJson = False) -> None:
     from deployments.demo import run_demo
 
     raise typer.Exit(run_demo(Settings(), out, err, as_json=as_json))
-
-
-def _api_url(settings: Settings) -> str:
-    from deployments.stack import running
-
-    if settings.api_url is not None:
-        return str(settings.api_url)
-    found = running(settings)
-    return found.upload_api if found else f"http://{settings.host}:{settings.api_port}"
 
 
 @app.command()
@@ -115,14 +117,15 @@ def submit(
 ) -> None:
     """Upload an ID image and a selfie video, and wait for the decision.
 
-    Exit code 0 for match, 1 for any other decision, 2 for an error, 3 if there is no decision in time.
+    Exit code 0 for match, 1 for any other decision, 2 for an error, 3 if there is no decision in time, or the session
+    was cancelled or given up.
     """
     from deployments.client import UploadClient
 
     settings = Settings()
     session_id = session_id or uuid.uuid4().hex
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with UploadClient(_api_url(settings), settings) as client, Progress(*columns, console=err, transient=True) as bars:
+    with UploadClient(api_url(settings), settings) as client, Progress(*columns, console=err, transient=True) as bars:
         client.create_session(session_id)
         for kind, path in (("id_image", id_image), ("selfie_video", selfie_video)):
             bar = bars.add_task(kind.replace("_", " "), total=path.stat().st_size)
@@ -131,43 +134,10 @@ def submit(
         session = client.wait(
             session_id, wait_seconds, lambda status: bars.update(waiting, description=status.replace("_", " "))
         )
-    _show_session(session, as_json)
+    show_session(session, as_json)
     if session["decision"] is None:
         raise typer.Exit(3)
     raise typer.Exit(0 if session["decision"] == "match" else 1)
-
-
-@app.command()
-def status(session_id: SessionIdArgument, as_json: AsJson = False) -> None:
-    """Show where a session is, and its decision."""
-    from deployments.client import UploadClient
-
-    settings = Settings()
-    with UploadClient(_api_url(settings), settings) as client:
-        _show_session(client.session(session_id), as_json)
-
-
-def _show_session(session: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(session)
-        return
-    table = Table.grid(padding=(0, 2))
-    table.add_row("session", f"{session['session_id']}, attempt {session['attempt']}")
-    table.add_row("status", session["status"].replace("_", " "))
-    for kind, file in session["files"].items():
-        table.add_row(kind.replace("_", " "), "missing" if file is None else f"{file['size_bytes']} bytes")
-    if session["decision"] is None:
-        table.add_row("deadline", session["deadline_at"][:19].replace("T", " ") + " UTC")
-    else:
-        table.add_row("decision", f"[bold]{session['decision']}[/]")
-        table.add_row("reason", session["reason"])
-    if session["similarity"] is not None:
-        bounds = session["thresholds"]
-        table.add_row(
-            "similarity",
-            f"{session['similarity']:.3f}  (match from {bounds['match']}, review from {bounds['review']})",
-        )
-    out.print(table, highlight=False)
 
 
 @app.command()

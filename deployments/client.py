@@ -12,6 +12,8 @@ from tasks.settings import Settings
 
 PATHS = {"id_image": "id-image", "selfie_video": "selfie-video"}
 CHUNK_BYTES = 256 * 1024
+AT_WORK = {"awaiting_files", "in_progress"}
+"""Statuses that change by themselves."""
 
 
 class UploadClient:
@@ -59,8 +61,24 @@ class UploadClient:
         """The session's latest attempt: status, decision, reason, files."""
         return self._call("GET", f"/sessions/{session_id}")
 
+    def resume(self, session_id: str) -> dict[str, Any]:
+        """Go on with the session's latest attempt, which was cancelled or given up."""
+        return self._call("POST", f"/sessions/{session_id}/resume")
+
+    def delete(self, session_id: str) -> bool:
+        """Delete a session; whether all of it is gone already."""
+        return self._answer("DELETE", f"/sessions/{session_id}").status_code == 204
+
+    def audit(self, session_id: str) -> list[dict[str, Any]]:
+        """What happened to a session, in its order; a deleted one, too."""
+        lines: list[dict[str, Any]] = self._call("GET", f"/sessions/{session_id}/audit")["lines"]
+        return lines
+
     def wait(self, session_id: str, seconds: float, seen: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-        """Poll until the session is decided or the time is over; the last answer. `seen` is told each status."""
+        """Poll until the session is decided, given up or cancelled, or the time is over; the last answer.
+
+        `seen` is told each status.
+        """
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -70,11 +88,14 @@ class UploadClient:
                     raise
             else:
                 seen(session["status"])
-                if session["status"] == "decided" or time.monotonic() >= deadline:
+                if session["status"] not in AT_WORK or time.monotonic() >= deadline:
                     return session
             time.sleep(0.5)
 
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        return self._body(self._answer(method, path, **options))
+
+    def _answer(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.TransportError as exc:
@@ -84,17 +105,21 @@ class UploadClient:
             ) from exc
         if answer.status_code in {408, 429} or answer.status_code >= 500:
             raise ServiceUnavailable(f"The upload API answered {answer.status_code}. Try again; its log says why.")
+        if answer.is_success:
+            return answer
+        body = self._body(answer)
+        refused = Refused(body.get("detail") or body.get("title") or answer.reason_phrase)
+        refused.status, refused.code = answer.status_code, body.get("code", "REFUSED")
+        raise refused
+
+    def _body(self, answer: httpx.Response) -> dict[str, Any]:
         try:
             body: dict[str, Any] = answer.json()
         except ValueError as exc:
             raise ConfigurationError(
                 f"What answers at {self._http.base_url} is not kycflow's upload API: set KYCFLOW_API_URL."
             ) from exc
-        if answer.is_success:
-            return body
-        refused = Refused(body.get("detail") or body.get("title") or answer.reason_phrase)
-        refused.status, refused.code = answer.status_code, body.get("code", "REFUSED")
-        raise refused
+        return body
 
 
 def _chunks(path: Path, sent: Callable[[int], None]) -> Iterator[bytes]:

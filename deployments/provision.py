@@ -1,43 +1,57 @@
-"""Prefect's side of a deployment: work pools, then everything in prefect.yaml. Safe to repeat."""
+"""Prefect's side of a deployment: pools, queues and the automation, then everything in prefect.yaml. Safe to repeat."""
 
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
+from deployments.server_configuration import configure_server
 from tasks.dispatch import prefect_api
 from tasks.errors import ConfigurationError
 
 PREFECT_YAML = Path(__file__).parent.parent / "prefect.yaml"
 
-# Name, concurrency limit, description. The limits stand at the pools, not at the workers: a stock worker started with
-# `--limit` ends with an error when a flow run is scheduled again while its last process is still ending (Prefect 3.8).
+SESSIONS = "sessions"
+# Name, limit of its default queue, description. The limits stand at queues, not at the workers: a stock worker started
+# with `--limit` ends with an error when a flow run is scheduled again while its last process is still ending (Prefect
+# 3.8). Nor at the pools: lost runs hold their places until the sweep has mended them, which needs a place itself.
 POOLS = (
-    ("sessions", 4, "Session workers: follow each session from its files to its decision. No GPU."),
-    ("gpu", 1, "Workers that compare faces. The limit is the number of comparisons at a time; one per GPU."),
+    (SESSIONS, 4, "Session workers: follow each session from its files to its decision. No GPU."),
+    ("gpu", 1, "Workers that compare faces. The limit of the queue is the number of comparisons at a time."),
 )
+QUEUE = "default"
+UPKEEP_QUEUE = "upkeep"
 
 
 async def create_pools(pool_type: str = "process") -> None:
-    """Create the work pools that are not there yet; existing ones keep their type and limit.
+    """Create the work pools, queues and automation that are not there yet. Pools and queues stay as they are found.
 
     Raises:
-        OrchestratorUnavailable: Prefect's API does not answer.
+        OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
     """
     async with prefect_api() as client:
         for name, limit, description in POOLS:
-            try:
-                await client.read_work_pool(name)
-            except ObjectNotFound:
+            # Another `kycflow deploy` may be faster.
+            with suppress(ObjectAlreadyExists):
                 try:
-                    await client.create_work_pool(
-                        WorkPoolCreate(name=name, type=pool_type, concurrency_limit=limit, description=description)
-                    )
-                except ObjectAlreadyExists:
-                    continue  # another `kycflow deploy` was faster
+                    await client.read_work_pool(name)
+                except ObjectNotFound:
+                    await client.create_work_pool(WorkPoolCreate(name=name, type=pool_type, description=description))
+                    queue = await client.read_work_queue_by_name(QUEUE, work_pool_name=name)
+                    await client.update_work_queue(queue.id, concurrency_limit=limit)
+        try:
+            await client.read_work_queue_by_name(UPKEEP_QUEUE, work_pool_name=SESSIONS)
+        except ObjectNotFound:
+            with suppress(ObjectAlreadyExists):
+                await client.create_work_queue(
+                    UPKEEP_QUEUE, "Sweeps and purges: without a limit, so that they always run.", priority=1,
+                    work_pool_name=SESSIONS,
+                )  # fmt: skip
+        await configure_server(client)
 
 
 def deploy(environment: Mapping[str, str] | None = None) -> None:

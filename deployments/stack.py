@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.provision import POOLS, create_pools, deploy
+from deployments.server_configuration import retention_variables
 from tasks.database import database_for
 from tasks.errors import ConfigurationError
 from tasks.faces.models import pull
@@ -29,6 +30,9 @@ LOG_CONFIG = Path(__file__).parent / "upload_service" / "log_config.json"
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 90
 STOP_SECONDS = 10
+# A process that ends so early may end again: it is not started again without end.
+SOON_SECONDS = 10
+MOST_SOON = 5
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,10 @@ class Stack:
         self._settings = settings
         self._logs = settings.state_dir / "logs"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[str, ...]] = {}
+        self._started: dict[str, float] = {}
+        self._soon: dict[str, int] = {}
+        self._ready = False
         self._environment: dict[str, str] = {}
         self._lock = FileLock(settings.state_dir / "stack.lock")
         self.addresses: Addresses
@@ -128,11 +136,14 @@ class Stack:
         # Before the workers: deploying drops the sweeps that were planned while nothing ran, one every two minutes.
         deploy(self._environment)
         for pool, *_ in POOLS:
-            self._run(f"worker-{pool}", "prefect", "worker", "start", "--pool", pool, "--name", f"{pool}-1")
+            self._run(f"worker-{pool}", "deployments.worker", "--pool", pool)
         self._wait_for("upload-service", f"{self.addresses.upload_api}/health")
         (settings.state_dir / "stack.json").write_text(json.dumps(asdict(self.addresses)))
+        self._ready = True
 
     def _run(self, name: str, module: str, *arguments: str) -> None:
+        self._commands[name] = (module, *arguments)
+        self._started[name] = time.monotonic()
         with (self._logs / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -155,11 +166,24 @@ class Stack:
             time.sleep(0.1)
         raise ConfigurationError(f"{name} did not answer at {url} within {START_SECONDS} s: see {self._log(name)}")
 
-    def check(self) -> None:
-        """Raise ConfigurationError when a process has ended by itself."""
-        for name, process in self._processes.items():
-            if (code := process.poll()) is not None:
+    def check(self) -> list[str]:
+        """Start processes again that have ended by themselves; their names.
+
+        Raises:
+            ConfigurationError: one has ended soon after its start again and again, which another start would not mend.
+        """
+        ended = [(name, code) for name, process in self._processes.items() if (code := process.poll()) is not None]
+        for name, code in ended:
+            soon = time.monotonic() - self._started[name] < SOON_SECONDS
+            self._soon[name] = self._soon.get(name, 0) + 1 if soon else 0
+            if self._soon[name] > MOST_SOON or not self._ready:
                 raise ConfigurationError(f"{name} ended by itself with code {code}: see {self._log(name)}")
+            self._run(name, *self._commands[name])
+        return [name for name, _ in ended]
+
+    def pid(self, name: str) -> int:
+        """Process id of a part: prefect-server, upload-service, worker-sessions or worker-gpu."""
+        return self._processes[name].pid
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
@@ -197,7 +221,11 @@ def stop_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
-    """Environment of every process: Prefect's own settings, and ours with absolute paths."""
+    """Environment of every process: Prefect's own settings, and ours with absolute paths.
+
+    How long Prefect keeps what is for the operator to say: what is set already stays.
+    """
+    retention = retention_variables(settings.media_retention_days)
     return {
         "KYCFLOW_STATE_DIR": str(settings.state_dir.absolute()),
         "PREFECT_HOME": str(settings.state_dir.absolute() / "prefect"),
@@ -210,6 +238,7 @@ def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
         # What tasks log is seen at their flow run in the UI.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
         "PYTHONUNBUFFERED": "1",
+        **{name: os.environ.get(name, value) for name, value in retention.items()},
     }
 
 

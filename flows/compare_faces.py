@@ -1,19 +1,26 @@
 """One comparison of an ID card's face with the face in a selfie video, on a worker that has the engine."""
 
-from prefect import flow
+from typing import Any
 
-from tasks.comparison import compute_comparison, store_comparison
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from tasks.comparison import compute_comparison, wake_sessions
 from tasks.contracts import Comparison, EngineConfig, StoredFile, comparison_key
+from tasks.ending import comparison_cancelled
+from tasks.errors import RetryableError
 from tasks.faces.models import engine_config
+from tasks.liveness import alive
+from tasks.report import unavailable
 from tasks.settings import Settings
 
 
-@flow(name="compare-faces")
+@flow(name="compare-faces", on_cancellation=[comparison_cancelled])
 def compare_faces(
     reference: StoredFile,
     probe: StoredFile,
     engine: EngineConfig | None = None,
-) -> Comparison:
+) -> Comparison | State[Any]:
     """Compare two stored files and store the result under the comparison's key, once.
 
     Repeated, it finds the row and computes nothing: the row counts how often its computation was started.
@@ -25,5 +32,11 @@ def compare_faces(
     """
     engine = engine or engine_config(Settings())
     key = comparison_key(reference.sha256, probe.sha256, engine)
-    computed = compute_comparison(key, reference, probe, engine)
-    return store_comparison(key, reference, probe, engine, computed)
+    with alive():
+        try:
+            return compute_comparison(key, reference, probe, engine)
+        except RetryableError as error:
+            return unavailable(error)
+        finally:
+            # Those who wait learn of the end, whatever it is. What is lost here, the sweep makes good.
+            wake_sessions(key, return_state=True)

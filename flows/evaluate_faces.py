@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tasks.evaluation.results import Evaluation
 from tasks.evaluation_tasks import evaluate_pairs, publish_evaluation
+from tasks.liveness import alive
 
 
 @flow(name="evaluate-faces")
@@ -30,6 +31,7 @@ def evaluate_faces(
         baseline: Whether to run DeepFace.verify's own pipeline on the same pairs, too.
     """
     run_id = str(flow_run.id)
-    stored = evaluate_pairs(run_id, pairs_csv, images, fmr, baseline)
-    publish_evaluation(run_id, stored)
-    return stored.evaluation
+    with alive():
+        stored = evaluate_pairs(run_id, pairs_csv, images, fmr, baseline)
+        publish_evaluation(run_id, stored)
+        return stored.evaluation

@@ -1,114 +1,219 @@
 """Tasks around one comparison: asking for it (session worker), computing and storing it (GPU worker)."""
 
 import asyncio
+import logging
 import tempfile
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
+from sqlalchemy import Engine
 
-from tasks.contracts import Comparison, EngineConfig, FaceComparison, Plain, StoredFile, comparison_key
+from tasks.contracts import Comparison, EngineConfig, FaceComparison, StoredFile, comparison_key
 from tasks.database import database_for
+from tasks.database.attempts import get_attempt, note_comparison, waiting_for
 from tasks.database.comparisons import begin_comparison, finish_comparison, get_comparison
-from tasks.dispatch import start_comparison, wait_for_end
-from tasks.errors import ComparisonFailed
+from tasks.database.leases import Lease, renew
+from tasks.dispatch import cancel, seen, start_comparison, wait_for_end, wake
+from tasks.errors import (
+    ComparisonCancelled,
+    ComparisonFailed,
+    LeaseHeld,
+    LeaseLost,
+    RetryableError,
+    SessionCancelled,
+)
 from tasks.faces.models import measured
+from tasks.leasing import owned
 from tasks.retries import retried
 from tasks.settings import Settings
 from tasks.storage import open_storage
 from tasks.storage.files import fetch
 from tasks.storage.keys import picture_key
 
+if TYPE_CHECKING:
+    from tasks.faces.shown import ComparedFaces
 
-class Computed(Plain):
-    """What computing a comparison leaves behind, before it is stored."""
-
-    result: FaceComparison
-    picture_key: str | None
+log = logging.getLogger(__name__)
 
 
-@task(name="request comparison", cache_policy=NO_CACHE, **retried(5))
-async def request_comparison(reference: StoredFile, probe: StoredFile, engine: EngineConfig) -> Comparison:
+@task(name="request comparison", cache_policy=NO_CACHE, **retried(6))
+async def request_comparison(
+    session_id: str, attempt: int, reference: StoredFile, probe: StoredFile, engine: EngineConfig
+) -> Comparison | None:
     """The comparison of two files: the stored row, or that of a `compare-faces` run started now and waited for.
 
-    The idempotency key of a run that ended without a row is spent, so each dispatch has its number. Runs that ended
-    before this call are passed over: they are not held against it.
+    None when the run takes longer than a session keeps its process for it: wait without one.
+
+    A run that ended by a fault that may pass is started again by the sweep. One that ended otherwise while this attempt
+    waited for it is an error. Runs that ended before the attempt asked are passed over: their idempotency keys are
+    spent, so each dispatch has its number.
 
     Raises:
-        ComparisonFailed: no dispatch gave a row. OrchestratorUnavailable, DatabaseUnavailable: tried again first.
+        ComparisonFailed: its run ended without a row. ComparisonCancelled: somebody cancelled it.
+        SessionCancelled: the attempt was cancelled or deleted meanwhile.
+        OrchestratorUnavailable, DatabaseUnavailable: tried again first.
     """
     settings = Settings()
     database = database_for(settings)
     key = comparison_key(reference.sha256, probe.sha256, engine)
     if (row := await asyncio.to_thread(get_comparison, database, key)) is not None:
         return row
-    ended: list[str] = []
-    dispatch = 0
-    while len(ended) < settings.comparison_dispatches:
-        dispatch += 1
-        run = await start_comparison(key, dispatch, reference, probe, engine)
-        if run.state is not None and run.state.is_final():
-            continue
-        state = await wait_for_end(run.id, settings.comparison_wait_seconds)
-        if (row := await asyncio.to_thread(get_comparison, database, key)) is not None:
-            return row
-        ended.append(f"{run.id} {state.name if state else 'not ended'}")
+    found = await asyncio.to_thread(get_attempt, database, session_id, attempt)
+    run_id = found.comparison_run_id if found.comparison_key == key else None
+    if run_id is None:
+        run_id = await _dispatch(key, reference, probe, engine, settings.most_recoveries)
+        by = f"flow run {flow_run.id}"
+        if not await asyncio.to_thread(note_comparison, database, session_id, attempt, key, run_id, by=by):
+            if not await asyncio.to_thread(waiting_for, database, key):
+                await cancel(run_id, "Nobody waits for it")
+            raise SessionCancelled(f"Attempt {attempt} of session {session_id!r} was closed meanwhile.")
+    run = seen(await wait_for_end(run_id, settings.comparison_patience_seconds))
+    if (row := await asyncio.to_thread(get_comparison, database, key)) is not None:
+        return row
+    if not run.spent(settings.most_recoveries):
+        return None
+    if run.type in {"CANCELLED", "CANCELLING"}:
+        raise ComparisonCancelled(f"The comparison's flow run {run.id} was cancelled.")
     raise ComparisonFailed(
-        f"Comparison {key[:12]} was dispatched {len(ended)} times without a result ({'; '.join(ended)}). "
-        "Open these flow runs in the Prefect UI for the cause, then retry this one."
+        f"Comparison {key[:12]} has no result: its flow run {run.id} was executed {run.run_count} times and ended as "
+        f"{run.name}. Open it in the Prefect UI for the cause, then retry this one."
     )
 
 
-@task(
-    name="compute comparison",
-    cache_key_fn=lambda _context, parameters: f"kycflow-comparison-{parameters['key']}",
-    **retried(3),
-)
-def compute_comparison(key: str, reference: StoredFile, probe: StoredFile, engine: EngineConfig) -> Computed:
-    """Compare reference and probe on this worker's device, unless the row is there already. Its start is counted.
+async def _dispatch(
+    key: str, reference: StoredFile, probe: StoredFile, engine: EngineConfig, most_recoveries: int
+) -> UUID:
+    """The first run of this comparison that goes on, or may: earlier ones ended for good."""
+    dispatch = 1
+    while True:
+        run = seen(await start_comparison(key, dispatch, reference, probe, engine))
+        if not run.spent(most_recoveries):
+            return run.id
+        dispatch += 1
+
+
+@task(name="compute comparison", cache_policy=NO_CACHE, **retried(6))
+def compute_comparison(key: str, reference: StoredFile, probe: StoredFile, engine: EngineConfig) -> Comparison:
+    """The stored comparison; computed now on this worker's device, and stored, if nobody has and nobody does.
+
+    The lease of the comparison's key is held from the start of the computation until its row is stored.
 
     Raises:
         ObjectMissing, ObjectChanged: storage has not the bytes that were announced.
-        ConfigurationError: weights are missing. StorageUnavailable, DatabaseUnavailable, ComputeUnavailable.
+        ConfigurationError: weights are missing. LeaseHeld: another run has computed it for very long.
+        StorageUnavailable, DatabaseUnavailable, ComputeUnavailable: tried again.
     """
     settings = Settings()
+    database = database_for(settings)
+    if (row := get_comparison(database, key)) is not None:
+        return row
     owner = flow_run.id or "outside a flow run"
-    stored = begin_comparison(database_for(settings), key, reference.sha256, probe.sha256, engine, owner)
-    if stored is not None:
-        return Computed(result=stored.result, picture_key=stored.picture_key)
 
     # Imported here: session workers import this module and have no engine.
     from tasks.faces.engine import load_engine
-    from tasks.faces.picture import report
 
     storage = open_storage(settings)
     with tempfile.TemporaryDirectory(prefix="kycflow-") as name:
         folder = Path(name)
         fetch(storage, reference, folder / "reference")
         fetch(storage, probe, folder / "probe")
-        compared = load_engine(engine, settings).compare(folder / "reference", folder / "probe", settings)
-        if compared.card_pixels is None:  # nothing that could be shown
-            return Computed(result=compared.comparison, picture_key=None)
-        picture = folder / "faces.png"
-        known = measured(engine.recogniser, engine.detector)
-        thresholds = known.thresholds if known else None
-        picture.write_bytes(report(compared, thresholds, known, caption=f"comparison {key[:12]}"))
-        storage.put(picture_key(key), picture)
-    return Computed(result=compared.comparison, picture_key=picture_key(key))
+        loaded = load_engine(engine, settings)
+        while True:
+            with owned(database, f"comparison:{key}", owner, settings, settings.comparison_wait_seconds) as lease:
+                if lease is None:  # somebody else had it
+                    if (row := get_comparison(database, key)) is not None:
+                        return row
+                    continue
+                try:
+                    row = begin_comparison(database, lease, key, reference, probe, engine, by=f"flow run {owner}")
+                    if row is not None:
+                        return row
+                    compared = loaded.compare(folder / "reference", folder / "probe", settings)
+                    drawn = _drawn(compared, engine, key, folder)
+                    kept = None if drawn is None else _kept(key, drawn, lease)
+                    return store_comparison(key, lease, compared.comparison, kept)
+                except LeaseLost:
+                    break
+    # It was taken from this run, which is taken for lost or is being cancelled: it never computes this one again.
+    return _theirs(database, key, settings.comparison_wait_seconds)
 
 
-@task(name="store comparison", cache_policy=NO_CACHE, **retried(5))
-def store_comparison(
-    key: str, reference: StoredFile, probe: StoredFile, engine: EngineConfig, computed: Computed
-) -> Comparison:
-    """Store the row under its unique key; the row that is there, whoever wrote it."""
-    return finish_comparison(
-        database_for(Settings()),
-        key,
-        reference.sha256,
-        probe.sha256,
-        engine,
-        result=computed.result,
-        picture_key=computed.picture_key,
-    )
+def _theirs(database: Engine, key: str, seconds: float) -> Comparison:
+    """The row that another run computes, when it is there."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (row := get_comparison(database, key)) is not None:
+            return row
+        time.sleep(1)
+    raise LeaseHeld(f"Comparison {key[:12]} was taken over, and there is no result after {seconds:.0f} s.")
+
+
+def _drawn(compared: "ComparedFaces", engine: EngineConfig, key: str, folder: Path) -> Path | None:
+    """The reviewers' picture as a file; None when there is nothing that could be shown."""
+    from tasks.faces.picture import report
+
+    if compared.card_pixels is None:
+        return None
+    known = measured(engine.recogniser, engine.detector)
+    thresholds = known.thresholds if known else None
+    picture = folder / "faces.png"
+    picture.write_bytes(report(compared, thresholds, known, caption=f"comparison {key[:12]}"))
+    return picture
+
+
+def _kept(key: str, picture: Path, lease: Lease) -> str | None:
+    """The picture's key, once it is stored. None if that cannot be: a picture is not worth a second computation."""
+    try:
+        return store_picture(key, picture, lease)
+    except RetryableError:
+        log.exception("comparison without a picture", extra={"action": "picture.lost", "comparison_key": key})
+        return None
+
+
+# Tasks of their own: storage or a database that is away for a moment costs no second computation.
+@task(name="store picture", cache_policy=NO_CACHE, **retried(7))
+def store_picture(key: str, picture: Path, lease: Lease) -> str:
+    """Put the reviewers' picture into storage; its key.
+
+    Raises:
+        LeaseLost: somebody else owns the comparison. StorageUnavailable, DatabaseUnavailable: tried again.
+    """
+    settings = Settings()
+    if not renew(database_for(settings), lease, settings.lease_seconds):
+        raise LeaseLost(f"{lease.name} was taken over: its picture is not stored.")
+    open_storage(settings).put(picture_key(key), picture)
+    return picture_key(key)
+
+
+@task(name="store comparison", cache_policy=NO_CACHE, **retried(7))
+def store_comparison(key: str, lease: Lease, result: FaceComparison, picture: str | None) -> Comparison:
+    """Store the row under its unique key and the lease's token; the row that is there.
+
+    Raises:
+        LeaseLost: somebody else owns the comparison. DatabaseUnavailable: tried again.
+    """
+    by = f"flow run {flow_run.id}"
+    return finish_comparison(database_for(Settings()), lease, key, result=result, picture_key=picture, by=by)
+
+
+@task(name="wake sessions", cache_policy=NO_CACHE, **retried(3))
+def wake_sessions(key: str) -> int:
+    """Wake the sessions' runs that wait for this comparison without a process; how many attempts have asked for it.
+
+    Raises:
+        OrchestratorUnavailable, DatabaseUnavailable: tried again. After that the sweep wakes them.
+    """
+    attempts = waiting_for(database_for(Settings()), key)
+    runs = [attempt.flow_run_id for attempt in attempts if attempt.flow_run_id is not None]
+    asyncio.run(_wake(runs))
+    return len(attempts)
+
+
+async def _wake(flow_run_ids: list[UUID]) -> None:
+    for flow_run_id in flow_run_ids:
+        await wake(flow_run_id, "The comparison has ended")

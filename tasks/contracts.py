@@ -8,6 +8,7 @@ import json
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -258,6 +259,23 @@ class FilePair(Plain):
                 return None
 
 
+class Status(StrEnum):
+    """Where an attempt stands. `tasks/database/status.py` says which changes are possible."""
+
+    AWAITING_FILES = "awaiting_files"
+    IN_PROGRESS = "in_progress"
+    DECIDED = "decided"
+    ERROR = "error"
+    """A fault of the system that was not mended by trying again. An upload or a retried run goes on with it."""
+    CANCELLED = "cancelled"
+    """Stopped by a person. Resumed by a person."""
+    DELETED = "deleted"
+    """Its files and results are gone, or about to go."""
+
+
+OPEN = (Status.AWAITING_FILES, Status.IN_PROGRESS)
+
+
 class Attempt(Plain):
     """One attempt of a session, as stored: its deadline, its newest files, its decision if there is one."""
 
@@ -265,15 +283,19 @@ class Attempt(Plain):
     attempt: AttemptNumber
     created_at: datetime
     deadline_at: datetime
+    status: Status = Status.AWAITING_FILES
+    announced: Annotated[bool, Field(description="Made by the upload service, which wakes it at each upload.")] = False
     files: FilePair = FilePair()
     decision: Decision | None = None
+    flow_run_id: Annotated[UUID | None, Field(description="The flow run that follows it, once there is one.")] = None
+    comparison_key: Annotated[Sha256 | None, Field(description="The comparison it has asked for.")] = None
+    comparison_run_id: Annotated[UUID | None, Field(description="The flow run that computes that comparison.")] = None
+    recoveries: Annotated[int, Field(ge=0, description="How often its flow run was started again after a fault.")] = 0
 
     @property
-    def status(self) -> Literal["awaiting_files", "in_progress", "decided"]:
-        """Derived from what is stored, so that it cannot disagree with it."""
-        if self.decision is not None:
-            return "decided"
-        return "in_progress" if self.files.complete else "awaiting_files"
+    def open(self) -> bool:
+        """Whether somebody is still at work on it, or should be."""
+        return self.status in OPEN
 
     def overdue(self) -> bool:
         """Whether its deadline is over."""

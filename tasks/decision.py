@@ -13,7 +13,7 @@ from tasks.retries import retried
 from tasks.settings import Settings
 
 
-@task(name="decide", cache_policy=NO_CACHE, **retried(3))
+@task(name="decide", cache_policy=NO_CACHE, **retried(7))
 async def decide(
     session_id: str, attempt: int, files: FilePair, comparison: Comparison | None, flow_run_id: str
 ) -> Attempt:
@@ -23,7 +23,8 @@ async def decide(
     attempt comes back undecided: the latest complete pair counts.
 
     Raises:
-        ConfigurationError: no thresholds. DatabaseUnavailable: the database does not answer.
+        ConfigurationError: no thresholds. SessionCancelled, SessionDeleted: nobody waits for it any more.
+        DatabaseUnavailable: tried again.
     """
     settings = Settings()
     thresholds, bounds = None, None

@@ -2,30 +2,45 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.flow_runs import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Scheduled
+from prefect.states import Cancelled, Cancelling, Scheduled
 
 from tasks.contracts import Attempt, EngineConfig, StoredFile
 from tasks.errors import ConfigurationError, OrchestratorUnavailable
+from tasks.recovery import AWAITING_COMPARISON, AWAITING_FILES, Run
 from tasks.settings import Settings
 
 VERIFY_SESSION = "verify-session/verify-session"
 COMPARE_FACES = "compare-faces/compare-faces"
-AWAITING_FILES = "AwaitingFiles"
-
+SWEEP_SESSIONS = "sweep-sessions/sweep-sessions"
+TAG = "kycflow"
+"""Carried by every deployment in prefect.yaml, and so by their flow runs."""
+WAITING = {AWAITING_FILES, AWAITING_COMPARISON}
 FAULTS = {StateType.FAILED, StateType.CRASHED}
-MOST_EXECUTIONS = 50
-"""A run that failed is not started again by itself after so many executions. An hour of waiting takes about twenty."""
+BUSY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+QUEUED_SECONDS = 5
+"""An idle worker has taken a run by then. One that still queues may do so for long."""
+PAGE = 200
+"""Most flow runs that Prefect's API gives in one answer."""
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +91,20 @@ def prefect_errors() -> Iterator[None]:
         ) from exc
 
 
+def awaiting_comparison(due: datetime, key: str) -> State[None]:
+    """The state of a session's run whose comparison takes long. The comparison's run wakes it at its end."""
+    message = f"comparison {key[:12]}, next look {due:%H:%M:%S} UTC"
+    return Scheduled(name=AWAITING_COMPARISON, scheduled_time=due, message=message)
+
+
 def awaiting_files(due: datetime, missing: str) -> State[None]:
     """The state of a run that waits for files without a process: a worker takes it up again when it is due."""
     return Scheduled(name=AWAITING_FILES, scheduled_time=due, message=f"{missing}, next look {due:%H:%M:%S} UTC")
 
 
-async def start_or_wake(attempt: Attempt) -> None:
-    """Start the flow run of an attempt, wake it where it waits, or start it again where it failed.
+async def start_or_wake(attempt: Attempt) -> UUID:
+    """Start the flow run of an attempt, wake it where it waits for files that are there, or start it again where it
+    failed; its id.
 
     Any number of calls gives one flow run. An attempt with a file missing gets a run that takes its first look later,
     and so costs no process yet. A cancelled run stays cancelled. Between reading a run's state and setting it a worker
@@ -96,9 +118,7 @@ async def start_or_wake(attempt: Attempt) -> None:
     state = (
         Scheduled(scheduled_time=now)
         if missing is None
-        else awaiting_files(
-            min(now + timedelta(seconds=Settings().first_look_seconds), attempt.deadline_at), missing.value
-        )
+        else awaiting_files(first_look(attempt, now, Settings().first_look_seconds), missing.value)
     )
     async with prefect_api() as client:
         deployment = await client.read_deployment_by_name(VERIFY_SESSION)
@@ -110,8 +130,8 @@ async def start_or_wake(attempt: Attempt) -> None:
             state=state,
         )
         if run.state is not None and run.state.name == AWAITING_FILES and missing is None:
-            await client.set_flow_run_state(run.id, Scheduled(scheduled_time=now, message="Both files are there"))
-        elif run.state is not None and run.state.type in FAULTS and run.run_count < MOST_EXECUTIONS:
+            await schedule_now(client, run, "Both files are there")
+        elif run.state is not None and run.state.type in FAULTS:
             await client.set_flow_run_state(run.id, state, force=True)
     log.info(
         "flow run started or woken",
@@ -122,6 +142,91 @@ async def start_or_wake(attempt: Attempt) -> None:
             "flow_run_id": str(run.id),
         },
     )
+    return run.id
+
+
+def first_look(attempt: Attempt, now: datetime, first_look_seconds: float) -> datetime:
+    """When an attempt's run looks for missing files first. The upload service wakes the runs that it announced."""
+    if attempt.announced:
+        return attempt.deadline_at
+    return min(now + timedelta(seconds=first_look_seconds), attempt.deadline_at)
+
+
+async def schedule_now(client: PrefectClient, run: FlowRun, why: str, *, force: bool = False) -> None:
+    """Have a flow run executed (again), now. `force`: though it has ended, or Prefect believes that it runs.
+
+    Due since it was created: workers take the run that was due first, and this one has queued before.
+    """
+    state: State[None] = Scheduled(scheduled_time=run.created or datetime.now(UTC), message=why)
+    await client.set_flow_run_state(run.id, state, force=force)
+
+
+async def wake(flow_run_id: UUID, why: str) -> None:
+    """Have a flow run that waits look again now; one that does not wait is left alone.
+
+    Raises:
+        OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
+    """
+    async with prefect_api() as client:
+        run = await client.read_flow_run(flow_run_id)
+        if run.state is not None and run.state.name in WAITING:
+            await schedule_now(client, run, why)
+
+
+async def cancel(flow_run_id: UUID, why: str) -> None:
+    """Cancel a flow run that has not ended: its worker ends its process. An unknown run is as good as cancelled.
+
+    One that waits has no process that a worker could end, and Prefect would leave it in Cancelling for five minutes.
+
+    Raises:
+        OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
+    """
+    async with prefect_api() as client:
+        with suppress(ObjectNotFound):
+            state = (await client.read_flow_run(flow_run_id)).state
+            if state is None or state.is_scheduled():
+                await client.set_flow_run_state(flow_run_id, Cancelled(message=why), force=True)
+            elif not state.is_final():
+                await client.set_flow_run_state(flow_run_id, Cancelling(message=why))
+
+
+async def read_runs(client: PrefectClient, flow_run_ids: list[UUID]) -> list[FlowRun]:
+    """These flow runs, as far as they are known: one call for every 200."""
+    found: list[FlowRun] = []
+    for start in range(0, len(flow_run_ids), PAGE):
+        some = FlowRunFilter(id=FlowRunFilterId(any_=flow_run_ids[start : start + PAGE]))
+        found += await client.read_flow_runs(flow_run_filter=some, limit=PAGE)
+    return found
+
+
+def seen(run: FlowRun, *, alive: bool = True, lingers: bool = False) -> Run:
+    """A flow run in the words of `tasks/recovery.py`."""
+    state = run.state
+    return Run(
+        id=run.id,
+        state_id=None if state is None else state.id,
+        type="SCHEDULED" if state is None else state.type.value,
+        name="" if state is None or state.name is None else state.name,
+        due=run.next_scheduled_start_time,
+        run_count=run.run_count,
+        alive=alive,
+        lingers=lingers,
+    )
+
+
+async def busy_runs(client: PrefectClient) -> list[FlowRun]:
+    """The flow runs of kycflow that a worker has, or had: one call for every 200."""
+    busy = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=BUSY)), tags=FlowRunFilterTags(all_=[TAG])
+    )
+    found: list[FlowRun] = []
+    while page := await client.read_flow_runs(
+        flow_run_filter=busy, limit=PAGE, offset=len(found), sort=FlowRunSort.ID_DESC
+    ):
+        found += page
+        if len(page) < PAGE:
+            break
+    return found
 
 
 async def start_comparison(
@@ -147,23 +252,30 @@ async def start_comparison(
         )
 
 
-async def wait_for_end(flow_run_id: UUID, seconds: float) -> State | None:
-    """Wait until a flow run has ended; its final state, or None when a worker has had it for so many seconds.
-
-    The time it is queued does not count: a long queue is no reason to queue it again.
+async def start_sweep(repeat_seconds: int) -> None:
+    """Start a sweep beside those of the schedule.
 
     Raises:
         OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
     """
-    pause = 0.5
-    with_worker = 0.0
     async with prefect_api() as client:
-        while with_worker < seconds:
-            state = (await client.read_flow_run(flow_run_id)).state
-            if state is not None and state.is_final():
-                return state
+        await arun_deployment(SWEEP_SESSIONS, client=client, parameters={"repeat_seconds": repeat_seconds}, timeout=0)
+
+
+async def wait_for_end(flow_run_id: UUID, seconds: float) -> FlowRun:
+    """The flow run as soon as it has ended, or as it stands after so many seconds, or once it is known to queue.
+
+    Raises:
+        OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
+    """
+    begin = time.monotonic()
+    pause = 0.3
+    async with prefect_api() as client:
+        while True:
+            run = await client.read_flow_run(flow_run_id)
+            waited = time.monotonic() - begin
+            queues = run.state is None or run.state.is_scheduled()
+            if (run.state is not None and run.state.is_final()) or waited > (QUEUED_SECONDS if queues else seconds):
+                return run
             await asyncio.sleep(pause)
-            if state is not None and not state.is_scheduled():
-                with_worker += pause
-            pause = min(pause * 1.2, 3)
-    return None
+            pause = min(pause * 1.2, 2)

@@ -6,14 +6,18 @@ KycflowError
 │   ├── DatabaseUnavailable   the SQL database does not answer, or is locked
 │   ├── OrchestratorUnavailable  Prefect's API does not answer
 │   ├── ServiceUnavailable    the upload service fails for now
-│   └── ComputeUnavailable    the GPU is lost or out of memory
+│   ├── ComputeUnavailable    the GPU is lost
+│   │   └── OutOfMemory       it, or the machine, has not enough memory for now
+│   └── LeaseHeld             somebody else computes what is asked for, and takes long
 └── TerminalError             trying again gives the same answer
     ├── ConfigurationError    a setting, a schema version or a model file is not what this version needs
     ├── ObjectMissing         a stored object that was announced is not there
     ├── ObjectChanged         a stored object has other bytes than those announced
-    ├── ComparisonFailed      a comparison was dispatched as often as allowed and never finished
+    ├── ComparisonFailed      the flow run of a comparison ended without a result, and was tried again in vain
+    ├── ComparisonCancelled   somebody cancelled the flow run of a comparison
+    ├── LeaseLost             somebody else owns by now what this one was writing
     └── Refused               a request or a file that is refused, with a stable code for programs
-        ├── UnknownSession, SessionDecided, SessionUndecided
+        ├── UnknownSession, SessionDecided, SessionUndecided, SessionCancelled, SessionDeleted
         └── MediaRefused      a file that cannot be what it is said to be
 """
 
@@ -43,7 +47,15 @@ class ServiceUnavailable(RetryableError):
 
 
 class ComputeUnavailable(RetryableError):
-    """Raised when the device that compares faces is lost or out of memory."""
+    """Raised when the device that compares faces is lost."""
+
+
+class OutOfMemory(ComputeUnavailable):
+    """Raised when the device, or the machine, has not enough memory to compare faces for now."""
+
+
+class LeaseHeld(RetryableError):
+    """Raised when another owner keeps a lease for longer than somebody is ready to wait."""
 
 
 class TerminalError(KycflowError):
@@ -63,7 +75,15 @@ class ObjectChanged(TerminalError):
 
 
 class ComparisonFailed(TerminalError):
-    """Raised when a comparison was dispatched as often as allowed and never finished."""
+    """Raised when a comparison's flow run ended without a result, and starting it again did not help."""
+
+
+class ComparisonCancelled(TerminalError):
+    """Raised when a person cancelled the flow run of a comparison that a session waits for."""
+
+
+class LeaseLost(TerminalError):
+    """Raised when a lease belongs to somebody else by now. Nothing was written; theirs is the result that counts."""
 
 
 class Refused(TerminalError):
@@ -93,6 +113,20 @@ class SessionUndecided(Refused):
 
     status = 409
     code = "SESSION_UNDECIDED"
+
+
+class SessionCancelled(Refused):
+    """Raised when work goes on for an attempt that a person has cancelled."""
+
+    status = 409
+    code = "SESSION_CANCELLED"
+
+
+class SessionDeleted(Refused):
+    """Raised when a session was deleted. Its id is not used again."""
+
+    status = 410
+    code = "SESSION_DELETED"
 
 
 class MediaRefused(Refused):

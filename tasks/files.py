@@ -6,13 +6,15 @@ import logging
 import tempfile
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from sqlalchemy import Engine
 
 from tasks.contracts import Attempt, FileKind, FilePair, Plain, StoredFile
 from tasks.database import database_for
-from tasks.database.attempts import get_attempt, is_registered, open_attempt, register_upload
+from tasks.database.attempts import get_attempt, is_registered, note_run, open_attempt, register_upload, take_up
 from tasks.errors import ObjectMissing
 from tasks.retries import retried
 from tasks.settings import Settings
@@ -23,17 +25,29 @@ from tasks.storage.keys import file_prefix
 log = logging.getLogger(__name__)
 
 
-@task(name="open attempt", cache_policy=NO_CACHE, **retried(4))
-async def open_session_attempt(session_id: str, attempt: int, deadline_seconds: int | None) -> Attempt:
-    """The attempt as it stands; made now when another system uploaded its files and nobody created it here."""
+@task(name="open attempt", cache_policy=NO_CACHE, **retried(6))
+async def open_session_attempt(
+    session_id: str, attempt: int, deadline_seconds: int | None, flow_run_id: str
+) -> Attempt:
+    """The attempt as it stands; made now when another system uploaded its files and nobody created it here.
+
+    One that was cancelled or had failed is taken up again.
+
+    Raises:
+        UnknownSession: a further attempt that was not asked for. SessionDeleted: it was deleted.
+        DatabaseUnavailable: tried again.
+    """
     settings = Settings()
-    found, _ = await asyncio.to_thread(
-        open_attempt,
-        database_for(settings),
-        session_id,
-        attempt,
-        deadline_seconds or settings.session_deadline_seconds,
-    )
+    seconds = deadline_seconds or settings.session_deadline_seconds
+    return await asyncio.to_thread(_open, database_for(settings), session_id, attempt, seconds, flow_run_id)
+
+
+def _open(database: Engine, session_id: str, attempt: int, deadline_seconds: float, flow_run_id: str) -> Attempt:
+    by = f"flow run {flow_run_id}"
+    open_attempt(database, session_id, attempt, deadline_seconds, by=by)
+    found = take_up(database, session_id, attempt, by=by)
+    if found.flow_run_id is None:
+        note_run(database, session_id, attempt, UUID(flow_run_id), by=by)
     return found
 
 
@@ -44,7 +58,7 @@ class FoundFile(Plain):
     recorded: bool
 
 
-@task(name="find file", task_run_name="find {kind}", cache_policy=NO_CACHE, **retried(4))
+@task(name="find file", task_run_name="find {kind}", cache_policy=NO_CACHE, **retried(6))
 async def find_file(session_id: str, attempt: int, kind: FileKind) -> FoundFile | None:
     """The newest file of that kind, or None. Not cached: a file may be replaced until the decision.
 
@@ -97,7 +111,7 @@ def _cache_key(_context: object, parameters: dict[str, Any]) -> str | None:
     return f"kycflow-file-{hashlib.sha256(found.storage_key.encode()).hexdigest()}" if found.recorded else None
 
 
-@task(name="register file", task_run_name="register {kind}", cache_key_fn=_cache_key, **retried(4))
+@task(name="register file", task_run_name="register {kind}", cache_key_fn=_cache_key, **retried(6))
 async def register_file(session_id: str, attempt: int, kind: FileKind, found: FoundFile) -> StoredFile:
     """The file's size and SHA-256: as recorded by the upload service, else read from storage and recorded.
 
@@ -118,7 +132,7 @@ def _register(session_id: str, attempt: int, kind: FileKind, found: FoundFile) -
         open_storage(settings).download(found.storage_key, path)
         sha256, size_bytes = hash_file(path)
     stored = StoredFile(storage_key=found.storage_key, sha256=sha256, size_bytes=size_bytes)
-    register_upload(database, session_id, attempt, kind, stored)
+    register_upload(database, session_id, attempt, kind, stored, by="storage")
     return stored
 
 

@@ -8,13 +8,15 @@ from prefect import task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
 from tasks.contracts import Comparison, Decision, DecisionKind
 from tasks.database import database_for
 from tasks.database.comparisons import get_comparison
 from tasks.dispatch import prefect_errors
+from tasks.errors import RetryableError
 from tasks.faces.quality import figures
+from tasks.recovery import UNAVAILABLE
 from tasks.retries import retried
 from tasks.settings import Settings
 
@@ -34,6 +36,11 @@ STATE_NAMES = {
 def final_state(decision: Decision) -> State[Any]:
     """The run's final state. An answer is always Completed: only a fault of ours fails a run."""
     return Completed(name=STATE_NAMES[decision.decision], message=_reason(decision))
+
+
+def unavailable(error: RetryableError) -> State[Any]:
+    """The state of a run that ends by a fault that may pass: the sweep starts the same run again."""
+    return Failed(name=UNAVAILABLE, message=f"{type(error).__name__}: {error}")
 
 
 def _reason(decision: Decision) -> str:

@@ -1,32 +1,35 @@
-"""How tasks are tried again: only errors that may pass, with growing, jittered pauses."""
+"""How tasks are tried again: only errors that may pass, with growing, capped and jittered pauses."""
 
 from typing import Any, TypedDict
 
-from prefect.tasks import exponential_backoff
-
 from tasks.errors import is_retryable
+
+LONGEST_PAUSE_SECONDS = 20
 
 
 def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
     """Prefect's `retry_condition_fn` over our error tree."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, BaseException) and is_retryable(error)
+    # Not `state.result()`: in an async task that is a coroutine, and nothing would ever be tried again.
+    return isinstance(state.data, BaseException) and is_retryable(state.data)
 
 
 class RetryOptions(TypedDict):
     """Options of Prefect's `@task` that make it retry."""
 
     retries: int
-    retry_delay_seconds: Any
+    retry_delay_seconds: list[float]
     retry_jitter_factor: float
     retry_condition_fn: Any
 
 
 def retried(tries: int) -> RetryOptions:
-    """`@task` options for that many tries in all: pauses of 1, 2, 4, … seconds, up to half as much again at random."""
+    """`@task` options for that many tries in all: pauses of 1, 2, 4, … 20 s, up to half as much again at random.
+
+    6 tries last half a minute at least, longer than a server's restart.
+    """
     return RetryOptions(
         retries=tries - 1,
-        retry_delay_seconds=exponential_backoff(backoff_factor=1),
+        retry_delay_seconds=[min(2.0**number, LONGEST_PAUSE_SECONDS) for number in range(tries - 1)],
         retry_jitter_factor=0.5,
         retry_condition_fn=_may_pass,
     )

@@ -43,7 +43,11 @@ class Settings(BaseSettings):
         3600, ge=5, le=604_800, description="How long a session waits for both files, from its creation."
     )
     first_look_seconds: float = Field(
-        10, ge=1, le=3600, description="First interval between looks for missing files; later ones grow."
+        10,
+        ge=1,
+        le=3600,
+        description="First interval between looks for missing files that another system puts into storage; later ones "
+        "grow.",
     )
     longest_look_seconds: float = Field(300, ge=1, le=86_400, description="Longest interval between looks.")
 
@@ -102,14 +106,39 @@ class Settings(BaseSettings):
         {}, description="JSON object, file name to SHA-256, for weights that kycflow does not pin itself."
     )
 
-    comparison_dispatches: int = Field(
-        3, ge=1, le=20, description="Flow runs started for one comparison before its session's run fails."
+    comparison_patience_seconds: float = Field(
+        15,
+        ge=0,
+        le=3600,
+        description="How long a session's run keeps its process while its comparison is computed. After that it waits "
+        "without one, and is woken.",
     )
     comparison_wait_seconds: float = Field(
-        900,
-        ge=10,
-        le=86_400,
-        description="How long a worker may have a dispatched comparison before it is dispatched anew.",
+        900, ge=10, le=86_400, description="How long a comparison's run waits for another one that computes the same."
+    )
+    lease_seconds: float = Field(
+        10,
+        ge=1,
+        le=600,
+        description="How long work is taken to go on without a sign of life. It is renewed four times in that time.",
+    )
+    most_recoveries: int = Field(
+        5, ge=0, le=100, description="How often a flow run is started again after a fault before it is given up."
+    )
+
+    media_retention_days: int = Field(
+        30,
+        ge=1,
+        le=36_500,
+        description="How long media, crops and scores are kept after their session's end. Then the purge deletes them.",
+    )
+    # Not 30: to PostgreSQL a day may have 25 hours.
+    decision_retention_days: int = Field(
+        1825,
+        ge=31,
+        le=36_500,
+        description="How long decisions and the audit trail are kept: at least as long as media. The database refuses "
+        "to delete lines of the audit trail that are younger than 30 days.",
     )
 
     api_url: HttpUrl | None = Field(
@@ -140,6 +169,10 @@ class Settings(BaseSettings):
         match, review = self.match_threshold, self.review_threshold
         if match is not None and review is not None and review > match:
             raise ValueError("KYCFLOW_REVIEW_THRESHOLD is above KYCFLOW_MATCH_THRESHOLD: lower it or raise the other.")
+        if self.decision_retention_days < self.media_retention_days:
+            raise ValueError(
+                "KYCFLOW_DECISION_RETENTION_DAYS is below KYCFLOW_MEDIA_RETENTION_DAYS: raise it or lower the other."
+            )
         return self
 
     def max_bytes(self, kind: FileKind) -> int:

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+from sqlalchemy import Engine, Row, select
 
+from tasks.database.engine import reading
+from tasks.database.tables import Base
 from tests.services import missing
 
 POSTGRES_URL = os.environ.get("KYCFLOW_TEST_POSTGRES_URL", "postgresql://127.0.0.1:5432/test")
@@ -32,3 +35,12 @@ def postgres_url() -> Iterator[str]:
             yield f"{POSTGRES_URL}{'&' if '?' in POSTGRES_URL else '?'}options=-csearch_path%3D{name}"
         finally:
             admin.execute(f"DROP SCHEMA {name} CASCADE")
+
+
+def everything(engine: Engine) -> dict[str, list[Row[tuple[object, ...]]]]:
+    """All rows of all tables, by table: to see that nothing was written."""
+    with reading(engine) as session:
+        return {
+            name: list(session.execute(select(table).order_by(*table.primary_key)))
+            for name, table in Base.metadata.tables.items()
+        }

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,20 +19,22 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from deployments.client import UploadClient
 from deployments.stack import Addresses, running
 from tasks.contracts import FileKind, StoredFile
 from tasks.database import database_for
 from tasks.database.attempts import register_upload
+from tasks.database.engine import reading
+from tasks.database.tables import AuditRow
 from tasks.settings import Settings
 from tasks.storage import open_storage
 from tasks.storage.files import hash_file
 from tasks.storage.keys import new_file_key
 
 START_SECONDS = 180
-DECISION_SECONDS = 300
+DECISION_SECONDS = 600
 T = TypeVar("T")
 
 
@@ -43,6 +45,8 @@ class System:
     addresses: Addresses
     settings: Settings
     environment: Mapping[str, str]
+    pid: int
+    """Of `kycflow up`."""
 
     @property
     def database(self) -> Engine:
@@ -61,6 +65,31 @@ class System:
         stored = StoredFile(storage_key=key, sha256=sha256, size_bytes=size_bytes)
         register_upload(self.database, session_id, 1, kind, stored)
         return stored
+
+    def worker(self, pool: str) -> psutil.Process:
+        """The pool's worker, as it runs now."""
+
+        def look() -> psutil.Process | None:
+            for child in psutil.Process(self.pid).children():
+                with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                    if child.cmdline()[-4:] == ["-m", "deployments.worker", "--pool", pool]:
+                        return child
+            return None
+
+        return eventually(look)
+
+    def kill_worker(self, pool: str) -> None:
+        """Kill a worker and its flow runs' processes at once, as a machine that fails does."""
+        worker = self.worker(pool)
+        for process in [worker, *worker.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def audit(self, comparison_key: str, event: str = "computation_started") -> list[datetime]:
+        """When something happened to a comparison."""
+        with reading(self.database) as session:
+            told = (AuditRow.comparison_key == comparison_key) & (AuditRow.event == event)
+            return list(session.scalars(select(AuditRow.at).where(told).order_by(AuditRow.id)))
 
     def prefect(self, call: Callable[[PrefectClient], Awaitable[T]]) -> T:
         """Ask its Prefect API something."""
@@ -144,7 +173,7 @@ def kycflow_up(state_dir: Path, weights_dir: Path, **variables: str) -> Iterator
 
     started: list[psutil.Process] = []
     try:
-        yield System(eventually(ready, START_SECONDS), settings, environment)
+        yield System(eventually(ready, START_SECONDS), settings, environment, process.pid)
     finally:
         if process.poll() is None:
             started = psutil.Process(process.pid).children(recursive=True)

@@ -57,11 +57,12 @@ class Recorder:
         self.told: list[Attempt] = []
         self.failure: Exception | None = None
 
-    async def __call__(self, attempt: Attempt) -> None:
+    async def __call__(self, attempt: Attempt) -> bool:
         """Raises what it was told to raise."""
         if self.failure:
             raise self.failure
         self.told.append(attempt)
+        return True
 
 
 @contextmanager

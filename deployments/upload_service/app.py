@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -21,6 +22,10 @@ Upload an ID card's image and a selfie video, in any order; read the decision.
 1. `POST /sessions` with a `session_id` of your own.
 2. `PUT` both files as raw bodies. A file may be replaced until there is a decision.
 3. `GET /sessions/{session_id}` until `status` is `decided`.
+
+`cancelled` and `error` stay until somebody goes on with the session: `POST /sessions/{session_id}/resume`.
+`DELETE /sessions/{session_id}` removes its media and results; `GET /sessions/{session_id}/audit` tells what happened to
+it, then too.
 
 Every request may be repeated: the same request again has the same effect. Errors are
 `application/problem+json` with a stable `code`.
@@ -52,10 +57,12 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
 
 
 def _prepared(settings: Settings, trigger: Trigger | None) -> Uploads:
+    for used_by_endpoints in ("tasks.deletion", "tasks.trigger"):
+        import_module(used_by_endpoints)
     if trigger is None:
-        from tasks.dispatch import start_or_wake
+        from tasks.trigger import trigger as tell_prefect
 
-        trigger = start_or_wake
+        trigger = tell_prefect
     uploads = Uploads(settings, database_for(settings), open_storage(settings), trigger)
     uploads.prepare()
     return uploads

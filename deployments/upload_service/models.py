@@ -17,10 +17,15 @@ from tasks.contracts import (
     StoredFile,
     Thresholds,
 )
+from tasks.database.audit import AuditLine
 
 Status = Annotated[
-    Literal["awaiting_files", "in_progress", "decided"],
-    Field(description="`awaiting_files` until both files are there, `in_progress` until there is a decision."),
+    Literal["awaiting_files", "in_progress", "decided", "error", "cancelled"],
+    Field(
+        description="`awaiting_files` until both files are there, `in_progress` until there is a decision. `error` "
+        "after a fault of the system that trying again did not mend, until an upload or a person goes on with it. "
+        "`cancelled` by a person, until a person resumes it."
+    ),
 ]
 
 
@@ -108,9 +113,16 @@ class UploadView(FileView):
         bool,
         Field(
             description="Whether the flow run was started or woken at once. When false the file is stored all the "
-            "same, and the sweep starts the run within minutes."
+            "same, and the sweep starts the run within minutes, unless the session is `cancelled`."
         ),
     ]
+
+
+class AuditView(BaseModel):
+    """What happened to a session's attempts and to the comparisons that they asked for, in its order."""
+
+    session_id: SessionId
+    lines: list[AuditLine]
 
 
 class Health(BaseModel):

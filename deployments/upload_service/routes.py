@@ -7,11 +7,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPBearer
 from sqlalchemy import text
 
-from deployments.upload_service.models import Health, NewSession, SessionView, UploadView
+from deployments.upload_service.models import AuditView, Health, NewSession, SessionView, UploadView
 from deployments.upload_service.problems import declared
 from deployments.upload_service.uploads import Uploads
 from tasks.contracts import AttemptNumber, FileKind, SessionId
-from tasks.database.attempts import get_attempt, next_attempt, open_attempt
+from tasks.database.attempts import API, next_attempt, open_attempt
+from tasks.database.audit import trail
 from tasks.database.engine import reading
 
 WhichAttempt = Annotated[AttemptNumber | None, Query(description="The latest when left out.")]
@@ -24,6 +25,7 @@ ALWAYS = declared(
     "again after `Retry-After` seconds.",
 )
 UNKNOWN = declared(_404="No such session or attempt: `UNKNOWN_SESSION`.")
+GONE = declared(_410="The session was deleted: `SESSION_DELETED`.")
 REFUSED = declared(
     _408="No byte came for a minute, or the whole took longer than ten: `UPLOAD_STALLED`.",
     _409="The attempt is decided: `SESSION_DECIDED`.",
@@ -52,7 +54,9 @@ def _body(*media_types: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": dict.fromkeys(media_types, binary)}}
 
 
-@sessions.post("", status_code=201, responses={200: {"model": SessionView, "description": "It was there already."}})
+@sessions.post(
+    "", status_code=201, responses=GONE | {200: {"model": SessionView, "description": "It was there already."}}
+)
 async def create_session(new: NewSession, service: Service, response: Response) -> SessionView:
     """Create a session. Repeated: 200 with what is there, its deadline unchanged."""
     seconds = new.deadline_seconds or service.settings.session_deadline_seconds
@@ -61,16 +65,48 @@ async def create_session(new: NewSession, service: Service, response: Response) 
     return SessionView.of(attempt)
 
 
-@sessions.get("/{session_id}", responses=UNKNOWN)
+@sessions.get("/{session_id}", responses=UNKNOWN | GONE)
 async def read_session(session_id: SessionId, service: Service, attempt: WhichAttempt = None) -> SessionView:
     """What is known of a session's attempt: its files, its status, its decision."""
-    return SessionView.of(await asyncio.to_thread(get_attempt, service.engine, session_id, attempt))
+    return SessionView.of(await service.standing(session_id, attempt))
+
+
+@sessions.delete(
+    "/{session_id}",
+    status_code=204,
+    responses=UNKNOWN
+    | {202: {"description": "It is deleted for every reader. What is left of it goes with a repetition or the purge."}},
+)
+async def delete_session(session_id: SessionId, service: Service) -> Response:
+    """Cancel what runs for a session, and remove its media and results. Its audit trail stays. Repeated: the same."""
+    from tasks.deletion import delete_session as delete
+
+    return Response(status_code=204 if await delete(session_id, by=API) else 202)
+
+
+@sessions.post(
+    "/{session_id}/resume", responses=UNKNOWN | GONE | declared(_409="The attempt is decided: `SESSION_DECIDED`.")
+)
+async def resume_session(session_id: SessionId, service: Service, attempt: WhichAttempt = None) -> SessionView:
+    """Go on with an attempt that was cancelled, or given up with `error`. An open one looks for its files again now.
+
+    If its flow run was cancelled while it had a process, it goes on 80 seconds after that at the earliest.
+    """
+    from tasks.trigger import resume
+
+    return SessionView.of(await resume(await service.standing(session_id, attempt), by=API))
+
+
+@sessions.get("/{session_id}/audit", responses=UNKNOWN)
+async def read_audit(session_id: SessionId, service: Service) -> AuditView:
+    """What happened to a session, in its order. It stays readable after the session was deleted."""
+    return AuditView(session_id=session_id, lines=await asyncio.to_thread(trail, service.engine, session_id))
 
 
 @sessions.post(
     "/{session_id}/attempts",
     status_code=201,
-    responses=UNKNOWN | declared(_409="The latest attempt has no decision yet: `SESSION_UNDECIDED`."),
+    responses=UNKNOWN | GONE | declared(_409="The latest attempt has no decision yet: `SESSION_UNDECIDED`."),
 )
 async def create_attempt(session_id: SessionId, service: Service) -> SessionView:
     """Begin a further attempt after a decision, with files of its own. Repeated: the same attempt, until it has one."""
@@ -84,7 +120,7 @@ STORED: dict[int | str, dict[str, Any]] = {200: {"model": UploadView, "descripti
 @sessions.put(
     "/{session_id}/id-image",
     status_code=201,
-    responses=STORED | UNKNOWN | REFUSED,
+    responses=STORED | UNKNOWN | GONE | REFUSED,
     openapi_extra=_body("image/jpeg", "image/png", "image/webp", "application/octet-stream"),
 )
 async def put_id_image(
@@ -97,7 +133,7 @@ async def put_id_image(
 @sessions.put(
     "/{session_id}/selfie-video",
     status_code=201,
-    responses=STORED | UNKNOWN | REFUSED,
+    responses=STORED | UNKNOWN | GONE | REFUSED,
     openapi_extra=_body("video/mp4", "video/webm", "video/quicktime", "application/octet-stream"),
 )
 async def put_selfie_video(

@@ -17,15 +17,15 @@ from sqlalchemy import Engine
 from starlette.exceptions import HTTPException
 
 from deployments.upload_service.problems import RETRY_AFTER_SECONDS
-from tasks.contracts import Attempt, FileKind, StoredFile
+from tasks.contracts import Attempt, FileKind, Status, StoredFile
 from tasks.database.attempts import get_attempt, register_upload, session_decided
-from tasks.errors import KycflowError, MediaRefused, Refused, StorageUnavailable
+from tasks.errors import KycflowError, MediaRefused, Refused, SessionDeleted, StorageUnavailable
 from tasks.media import check_id_image, check_selfie_video
 from tasks.settings import Settings
 from tasks.storage import Storage
 from tasks.storage.keys import new_file_key
 
-Trigger = Callable[[Attempt], Awaitable[None]]
+Trigger = Callable[[Attempt], Awaitable[bool]]
 
 BLOCK_BYTES = 1024 * 1024
 # Each body lies on the disk until it is stored, and takes a connection and its share of decoding.
@@ -74,25 +74,39 @@ class Uploads:
             if file.stat().st_mtime < time.time() - ABANDONED_SECONDS:
                 file.unlink(missing_ok=True)
 
+    async def standing(self, session_id: str, attempt: int | None) -> Attempt:
+        """An attempt as it stands; None asks for the latest.
+
+        Raises:
+            UnknownSession, SessionDeleted.
+        """
+        found = await asyncio.to_thread(get_attempt, self.engine, session_id, attempt)
+        if found.status is Status.DELETED:
+            raise SessionDeleted(
+                f"Session {session_id!r} was deleted. Choose another id for a new one. What happened to it: "
+                f"GET /sessions/{session_id}/audit."
+            )
+        return found
+
     async def take(
         self, request: Request, session_id: str, attempt: int | None, kind: FileKind
     ) -> tuple[Attempt, StoredFile, bool, bool]:
         """The attempt with the file, the file, whether it is a new one, and whether the flow run was told.
 
         Raises:
-            UnknownSession, SessionDecided, MediaRefused: refused, as early as can be.
+            UnknownSession, SessionDecided, SessionDeleted, MediaRefused: refused, as early as can be.
             StorageUnavailable, DatabaseUnavailable: send the file again, which has the same effect.
             HTTPException: 408 when the body stalls, 503 when too many are coming in.
             ClientDisconnect: the client went away; nothing is left.
         """
-        found = await asyncio.to_thread(get_attempt, self.engine, session_id, attempt)
+        found = await self.standing(session_id, attempt)
         if found.decision is not None:
             raise session_decided(session_id, found.attempt)
         limit = self.settings.max_bytes(kind)
         _refuse_early(request, kind, limit)
         async with self._received(request, kind, limit) as received:
             # Another file may have come while this one did, and then this one replaces it.
-            found = await asyncio.to_thread(get_attempt, self.engine, session_id, found.attempt)
+            found = await self.standing(session_id, found.attempt)
             current = found.files.of(kind)
             if current is not None and await asyncio.to_thread(self._is_there, current, received):
                 new, stored = False, current
@@ -103,7 +117,11 @@ class Uploads:
                 new, (stored, found) = True, await asyncio.to_thread(self._store, found, kind, received)
         ids = {"session_id": session_id, "attempt": found.attempt, "kind": kind.value}
         log.info("file stored", extra={"action": "upload.stored", **ids, "size_bytes": stored.size_bytes, "new": new})
-        return found, stored, new, await self._tell(found)
+        started = await self._tell(found)
+        if started != found.open:
+            # It was given up and is taken up again, or was cancelled in the Prefect UI.
+            found = await self.standing(session_id, found.attempt)
+        return found, stored, new, started
 
     def _is_there(self, current: StoredFile, received: Received) -> bool:
         """Whether these bytes are the current file's. If its object was lost, sending the file again heals that."""
@@ -116,7 +134,7 @@ class Uploads:
         try:
             return stored, register_upload(self.engine, attempt.session_id, attempt.attempt, kind, stored)
         except Refused:
-            # A decision came first: no row names the object. After any other error one may.
+            # A decision or a deletion came first: no row names the object. After any other error one may.
             self._discard(attempt, key)
             raise
 
@@ -132,14 +150,13 @@ class Uploads:
         """Start or wake the flow run. The file is stored: a failure here loses nothing, as the sweep comes by."""
         try:
             async with asyncio.timeout(TRIGGER_SECONDS):
-                await self.trigger(attempt)
+                return await self.trigger(attempt)
         except Exception:
             log.exception(
                 "flow run not started; the sweep will",
                 extra={"action": "upload.not_triggered", "session_id": attempt.session_id, "attempt": attempt.attempt},
             )
             return False
-        return True
 
     @asynccontextmanager
     async def _received(self, request: Request, kind: FileKind, limit: int) -> AsyncIterator[Received]:

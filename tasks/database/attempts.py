@@ -1,40 +1,66 @@
 """Attempts, their uploads and their decision. Each function is one short transaction and safe to repeat."""
 
-from sqlalchemy import Engine, and_, exists, literal, or_, select, tuple_
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Engine, and_, exists, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from tasks.contracts import Attempt, Bounds, Decision, FileKind, FilePair, StoredFile, Thresholds, Verdict
+from tasks.contracts import (
+    OPEN,
+    Attempt,
+    Bounds,
+    Decision,
+    FileKind,
+    FilePair,
+    Status,
+    StoredFile,
+    Thresholds,
+    Verdict,
+)
 from tasks.database.engine import reading, writing
 from tasks.database.insert import insert_once
 from tasks.database.rows import load_attempts
+from tasks.database.status import move, trace
 from tasks.database.tables import AttemptRow, DecisionRow, UploadRow
-from tasks.database.types import UtcDateTime, clock
-from tasks.errors import SessionDecided, SessionUndecided, UnknownSession
+from tasks.database.types import clock
+from tasks.errors import SessionCancelled, SessionDecided, SessionDeleted, SessionUndecided, UnknownSession
+
+API = "upload service"
 
 
-def open_attempt(engine: Engine, session_id: str, attempt: int, deadline_seconds: float) -> tuple[Attempt, bool]:
+def open_attempt(
+    engine: Engine, session_id: str, attempt: int, deadline_seconds: float, *, by: str = API
+) -> tuple[Attempt, bool]:
     """The attempt that is there, and whether this call made it. Only attempt 1 is made here; see `next_attempt`.
 
     Raises:
         UnknownSession: a further attempt that `next_attempt` has not made.
+        SessionDeleted: it was deleted.
     """
     with writing(engine) as session:
-        made = attempt == 1 and _insert(session, session_id, 1, deadline_seconds)
-        return _one(session, session_id, attempt), made
+        made = attempt == 1 and _insert(session, session_id, 1, deadline_seconds, by)
+        found = _one(session, session_id, attempt)
+        if found.status is Status.DELETED:
+            raise _deleted(session_id)
+        return found, made
 
 
-def next_attempt(engine: Engine, session_id: str, deadline_seconds: float) -> Attempt:
+def next_attempt(engine: Engine, session_id: str, deadline_seconds: float, *, by: str = API) -> Attempt:
     """A session's attempt after the decided one. Two calls at once, or one whose answer was lost, give one attempt.
 
     Raises:
         UnknownSession: no such session.
         SessionUndecided: the latest attempt has no decision yet.
+        SessionDeleted: it was deleted.
     """
     with writing(engine) as session:
         _lock(session, session_id, 1)
         latest = _one(session, session_id, None)
-        if latest.decision is not None:
-            _insert(session, session_id, latest.attempt + 1, deadline_seconds)
+        if latest.status is Status.DELETED:
+            raise _deleted(session_id)
+        if latest.status is Status.DECIDED:
+            _insert(session, session_id, latest.attempt + 1, deadline_seconds, by)
             return _one(session, session_id, latest.attempt + 1)
     if latest.attempt > 1 and latest.files == FilePair():
         return latest
@@ -49,20 +75,24 @@ def get_attempt(engine: Engine, session_id: str, attempt: int | None = None) -> 
         return _one(session, session_id, attempt)
 
 
-def register_upload(engine: Engine, session_id: str, attempt: int, kind: FileKind, stored: StoredFile) -> Attempt:
+def register_upload(
+    engine: Engine, session_id: str, attempt: int, kind: FileKind, stored: StoredFile, *, by: str = API
+) -> Attempt:
     """Record a stored file: the newest of its kind counts. The same storage key again changes nothing.
 
     Raises:
         UnknownSession: no such attempt.
         SessionDecided: its decision is there, so that the file cannot count any more. It is not recorded.
+        SessionDeleted: likewise.
     """
     with writing(engine) as session:
-        _lock(session, session_id, attempt)
-        decided = session.get(DecisionRow, (session_id, attempt)) is not None
+        status = _lock(session, session_id, attempt).status
+        if status is Status.DELETED:
+            raise _deleted(session_id)
         # A flow run may have found and recorded the object first, and the decision may rest on it.
-        if decided and not _is_recorded(session, stored.storage_key):
+        if status is Status.DECIDED and not _is_recorded(session, stored.storage_key):
             raise session_decided(session_id, attempt)
-        insert_once(
+        new = insert_once(
             session,
             UploadRow,
             session_id=session_id,
@@ -71,7 +101,13 @@ def register_upload(engine: Engine, session_id: str, attempt: int, kind: FileKin
             uploaded_at=clock(),
             **stored.model_dump(),
         )
-        return _one(session, session_id, attempt)
+        if new:
+            trace(session, "file_stored", by=by, session_id=session_id, attempt=attempt, detail=kind.value)
+        found = _one(session, session_id, attempt)
+        if status is Status.AWAITING_FILES and found.files.complete:
+            move(session, session_id, attempt, Status.IN_PROGRESS, by=by)
+            return _one(session, session_id, attempt)
+        return found
 
 
 def is_registered(engine: Engine, storage_key: str) -> bool:
@@ -99,14 +135,23 @@ def record_decision(
 
     Raises:
         UnknownSession: no such attempt.
+        SessionCancelled, SessionDeleted: nobody waits for it any more. Nothing is recorded.
     """
+    by = f"flow run {flow_run_id}"
     with writing(engine) as session:
-        row = _lock(session, session_id, attempt)
+        _lock(session, session_id, attempt)
         standing = _one(session, session_id, attempt)
+        if standing.status is Status.DELETED:
+            raise _deleted(session_id)
         if standing.decision is not None:
             return standing.decision
         if _keys(standing.files) != _keys(files):
             return None
+        if not move(session, session_id, attempt, Status.DECIDED, by=by, detail=verdict.reason.value):
+            raise SessionCancelled(
+                f"Attempt {attempt} of session {session_id!r} is {standing.status.value}: nothing is recorded. "
+                f"Take it up again with POST /sessions/{session_id}/resume."
+            )
         insert_once(
             session,
             DecisionRow,
@@ -123,31 +168,106 @@ def record_decision(
             flow_run_id=flow_run_id,
             decided_at=clock(),
         )
-        row.decided = True
-        session.flush()
         return _one(session, session_id, attempt).decision
 
 
-def due_attempts(engine: Engine, *, settled_seconds: float, limit: int, after: Attempt | None = None) -> list[Attempt]:
-    """Undecided attempts that should be at work: both files there and settled, or the deadline over.
+def take_up(engine: Engine, session_id: str, attempt: int, *, by: str) -> Attempt:
+    """The attempt, open again if it was cancelled or had failed: somebody goes on with it.
 
-    Those with the earliest deadline come first, at most `limit`; `after` is the last of the page before. Two queries
-    for any number of attempts.
+    Raises:
+        UnknownSession: no such attempt. SessionDeleted: it was deleted.
+    """
+    with writing(engine) as session:
+        _lock(session, session_id, attempt)
+        found = _one(session, session_id, attempt)
+        if found.status is Status.DELETED:
+            raise _deleted(session_id)
+        if found.status in (Status.CANCELLED, Status.ERROR):
+            to = Status.IN_PROGRESS if found.files.complete else Status.AWAITING_FILES
+            move(session, session_id, attempt, to, by=by, detail="taken up again")
+            return _one(session, session_id, attempt)
+        return found
+
+
+def close(engine: Engine, session_id: str, attempt: int, to: Status, *, by: str, detail: str | None = None) -> bool:
+    """See `move`: in a transaction of its own. False when a decision, a person or another fault was first."""
+    with writing(engine) as session:
+        return move(session, session_id, attempt, to, by=by, detail=detail)
+
+
+def note_run(engine: Engine, session_id: str, attempt: int, flow_run_id: UUID, *, by: str) -> None:
+    """Remember the flow run that follows an attempt."""
+    with writing(engine) as session:
+        new = AttemptRow.flow_run_id.is_(None) | (AttemptRow.flow_run_id != str(flow_run_id))
+        if _set(session, session_id, attempt, new, flow_run_id=str(flow_run_id)):
+            trace(session, "run_created", by=by, session_id=session_id, attempt=attempt, detail=str(flow_run_id))
+
+
+def note_comparison(
+    engine: Engine, session_id: str, attempt: int, key: str, flow_run_id: UUID | None, *, by: str = "session"
+) -> bool:
+    """Remember which comparison an attempt has asked for, and the flow run that computes it. False if it is closed."""
+    run = None if flow_run_id is None else str(flow_run_id)
+    with writing(engine) as session:
+        is_open = AttemptRow.status.in_(OPEN)
+        if not _set(session, session_id, attempt, is_open, comparison_key=key, comparison_run_id=run):
+            return False
+        trace(
+            session, "comparison_requested", by=by, session_id=session_id, attempt=attempt, comparison_key=key,
+            detail=f"flow run {run}",
+        )  # fmt: skip
+        return True
+
+
+def count_recovery(engine: Engine, session_id: str, attempt: int, seen: int, *, by: str, detail: str) -> bool:
+    """Count that a run is started again after a fault. False when another sweep has just done so."""
+    with writing(engine) as session:
+        if not _set(session, session_id, attempt, AttemptRow.recoveries == seen, recoveries=seen + 1):
+            return False
+        trace(session, "run_started_again", by=by, session_id=session_id, attempt=attempt, detail=detail)
+        return True
+
+
+def overdue(engine: Engine, limit: int) -> list[Attempt]:
+    """Attempts that wait for a file though their deadline is over, the longest first. Two queries for any number."""
+    query = (
+        select(AttemptRow)
+        .where(AttemptRow.status == Status.AWAITING_FILES, AttemptRow.deadline_at <= clock())
+        .order_by(AttemptRow.deadline_at, AttemptRow.session_id, AttemptRow.attempt)
+        .limit(limit)
+    )
+    with reading(engine) as session:
+        return load_attempts(session, query)
+
+
+def in_progress(engine: Engine, *, settled_seconds: float, limit: int, after: Attempt | None = None) -> list[Attempt]:
+    """Attempts that have both files and no decision, by id; `after` is the last of the page before. Two queries.
 
     Args:
         settled_seconds: how old the last upload must be, by the database's clock.
     """
     of_attempt = and_(UploadRow.session_id == AttemptRow.session_id, UploadRow.attempt == AttemptRow.attempt)
-    is_there = [exists().where(of_attempt, UploadRow.kind == kind) for kind in FileKind]
     fresh = exists().where(of_attempt, UploadRow.uploaded_at > clock(-settled_seconds))
-    place = (AttemptRow.deadline_at, AttemptRow.session_id, AttemptRow.attempt)
-    due = AttemptRow.decided.is_(False) & or_(AttemptRow.deadline_at <= clock(), and_(*is_there, ~fresh))
+    place = (AttemptRow.session_id, AttemptRow.attempt)
+    query = select(AttemptRow).where(AttemptRow.status == Status.IN_PROGRESS, ~fresh).order_by(*place).limit(limit)
     if after is not None:
-        last = (literal(after.deadline_at, UtcDateTime()), literal(after.session_id), literal(after.attempt))
-        due &= tuple_(*place) > tuple_(*last)
-    query = select(AttemptRow).where(due).order_by(*place).limit(limit)
+        query = query.where(tuple_(*place) > (after.session_id, after.attempt))
     with reading(engine) as session:
         return load_attempts(session, query)
+
+
+def some_attempts(engine: Engine, attempts: list[tuple[str, int]]) -> list[Attempt]:
+    """These attempts, as far as they are known. Two queries for any number."""
+    with reading(engine) as session:
+        query = select(AttemptRow).where(tuple_(AttemptRow.session_id, AttemptRow.attempt).in_(attempts))
+        return load_attempts(session, query)
+
+
+def waiting_for(engine: Engine, comparison_key: str) -> list[Attempt]:
+    """The open attempts that have asked for a comparison."""
+    with reading(engine) as session:
+        asked = (AttemptRow.comparison_key == comparison_key) & AttemptRow.status.in_(OPEN)
+        return load_attempts(session, select(AttemptRow).where(asked))
 
 
 def session_decided(session_id: str, attempt: int) -> SessionDecided:
@@ -158,20 +278,36 @@ def session_decided(session_id: str, attempt: int) -> SessionDecided:
     )
 
 
+def _deleted(session_id: str) -> SessionDeleted:
+    return SessionDeleted(f"Session {session_id!r} was deleted. Choose another id for a new one.")
+
+
 def _is_recorded(session: Session, storage_key: str) -> bool:
     return session.scalar(select(UploadRow.id).where(UploadRow.storage_key == storage_key)) is not None
 
 
-def _insert(session: Session, session_id: str, attempt: int, deadline_seconds: float) -> bool:
-    return insert_once(
+def _insert(session: Session, session_id: str, attempt: int, deadline_seconds: float, by: str) -> bool:
+    made = insert_once(
         session,
         AttemptRow,
         session_id=session_id,
         attempt=attempt,
         created_at=clock(),
         deadline_at=clock(deadline_seconds),
-        decided=False,
+        status=Status.AWAITING_FILES,
+        announced=by == API,
+        recoveries=0,
     )
+    if made:
+        status = Status.AWAITING_FILES
+        trace(session, "attempt_opened", by=by, session_id=session_id, attempt=attempt, to_status=status)
+    return made
+
+
+def _set(session: Session, session_id: str, attempt: int, condition: ColumnElement[bool], **values: Any) -> bool:
+    here = (AttemptRow.session_id == session_id) & (AttemptRow.attempt == attempt)
+    changed = session.execute(update(AttemptRow).where(here, condition).values(**values).returning(AttemptRow.attempt))
+    return changed.first() is not None
 
 
 def _lock(session: Session, session_id: str, attempt: int) -> AttemptRow:

@@ -1,86 +1,104 @@
 """Comparisons: one row a key, counted at each start, written once. Each function is one short transaction."""
 
-from sqlalchemy import Engine, update
+from collections.abc import Collection
+
+from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from tasks.contracts import Comparison, EngineConfig, FaceComparison
+from tasks.contracts import Comparison, EngineConfig, FaceComparison, StoredFile
 from tasks.database.engine import reading, writing
 from tasks.database.insert import insert_once
+from tasks.database.leases import Lease, prove
 from tasks.database.rows import to_comparison
+from tasks.database.status import trace
 from tasks.database.tables import ComparisonRow
 from tasks.database.types import clock
 
 
 def begin_comparison(
-    engine: Engine, key: str, reference_sha256: str, probe_sha256: str, engine_config: EngineConfig, owner: str
+    engine: Engine,
+    lease: Lease,
+    key: str,
+    reference: StoredFile,
+    probe: StoredFile,
+    engine_config: EngineConfig,
+    *,
+    by: str,
 ) -> Comparison | None:
-    """The finished comparison; or None after counting that `owner` (a flow run's id, say) now computes it."""
+    """The finished comparison; or None after counting that the lease's owner now computes it.
+
+    Raises:
+        LeaseLost: somebody else owns the comparison.
+    """
     with writing(engine) as session:
-        _insert(session, key, reference_sha256, probe_sha256, engine_config, owner)
-        started = update(ComparisonRow).where(ComparisonRow.comparison_key == key, ComparisonRow.finished_at.is_(None))
-        session.execute(
-            started.values(
-                computations=ComparisonRow.computations + 1, started_at=clock(), started_by=owner
-            ).execution_options(synchronize_session=False)
+        prove(session, lease)
+        insert_once(
+            session,
+            ComparisonRow,
+            comparison_key=key,
+            reference_sha256=reference.sha256,
+            probe_sha256=probe.sha256,
+            engine=engine_config.model_dump(mode="json"),
+            fingerprint=engine_config.fingerprint(),
+            computations=0,
+            started_at=clock(),
+            started_by=by,
         )
-        return to_comparison(session.get_one(ComparisonRow, key))
+        count = session.scalar(
+            update(ComparisonRow)
+            .where(ComparisonRow.comparison_key == key, ComparisonRow.finished_at.is_(None))
+            .values(computations=ComparisonRow.computations + 1, started_at=clock(), started_by=by)
+            .returning(ComparisonRow.computations)
+            .execution_options(synchronize_session=False)
+        )
+        if count is not None:
+            trace(session, "computation_started", by=by, comparison_key=key, detail=f"start {count}")
+        return _stored(session, key)
 
 
 def finish_comparison(
-    engine: Engine,
-    key: str,
-    reference_sha256: str,
-    probe_sha256: str,
-    engine_config: EngineConfig,
-    *,
-    result: FaceComparison,
-    picture_key: str | None,
+    engine: Engine, lease: Lease, key: str, *, result: FaceComparison, picture_key: str | None, by: str
 ) -> Comparison:
-    """Store a result, unless one is there; the row that is there. A row that was never begun here is made."""
+    """Store the result of a computation that was begun, unless one is there; the row that is there.
+
+    Raises:
+        LeaseLost: somebody else owns the comparison. Nothing is written.
+    """
     with writing(engine) as session:
-        _insert(session, key, reference_sha256, probe_sha256, engine_config, "unknown", computations=1)
-        unfinished = update(ComparisonRow).where(
-            ComparisonRow.comparison_key == key, ComparisonRow.finished_at.is_(None)
-        )
-        session.execute(
-            unfinished.values(
+        prove(session, lease)
+        written = session.scalar(
+            update(ComparisonRow)
+            .where(ComparisonRow.comparison_key == key, ComparisonRow.finished_at.is_(None))
+            .values(
                 result=result.model_dump(mode="json"),
                 similarity=result.similarity,
                 picture_key=picture_key,
                 finished_at=clock(),
-            ).execution_options(synchronize_session=False)
+            )
+            .returning(ComparisonRow.computations)
+            .execution_options(synchronize_session=False)
         )
-        stored = to_comparison(session.get_one(ComparisonRow, key))
+        if written is not None:
+            trace(session, "comparison_stored", by=by, comparison_key=key)
+        stored = _stored(session, key)
         if stored is None:
-            raise AssertionError(f"Comparison {key} is not finished after it was.")
+            raise AssertionError(f"Comparison {key} is finished though it was never begun.")
         return stored
 
 
 def get_comparison(engine: Engine, key: str) -> Comparison | None:
     """The comparison when it is finished, else None."""
     with reading(engine) as session:
-        row = session.get(ComparisonRow, key)
-        return None if row is None else to_comparison(row)
+        return _stored(session, key)
 
 
-def _insert(
-    session: Session,
-    key: str,
-    reference_sha256: str,
-    probe_sha256: str,
-    engine_config: EngineConfig,
-    owner: str,
-    computations: int = 0,
-) -> None:
-    insert_once(
-        session,
-        ComparisonRow,
-        comparison_key=key,
-        reference_sha256=reference_sha256,
-        probe_sha256=probe_sha256,
-        engine=engine_config.model_dump(mode="json"),
-        fingerprint=engine_config.fingerprint(),
-        computations=computations,
-        started_at=clock(),
-        started_by=owner,
-    )
+def finished(engine: Engine, keys: Collection[str]) -> set[str]:
+    """Which of these comparisons are finished. One query."""
+    with reading(engine) as session:
+        there = ComparisonRow.comparison_key.in_(keys) & ComparisonRow.finished_at.is_not(None)
+        return set(session.scalars(select(ComparisonRow.comparison_key).where(there)))
+
+
+def _stored(session: Session, key: str) -> Comparison | None:
+    row = session.get(ComparisonRow, key)
+    return None if row is None else to_comparison(row)

@@ -1,6 +1,7 @@
 """Rows in, contracts out."""
 
 from collections import defaultdict
+from uuid import UUID
 
 from sqlalchemy import Select, and_, func, select, tuple_
 from sqlalchemy.orm import Session
@@ -30,8 +31,14 @@ def load_attempts(session: Session, query: Select[tuple[AttemptRow]]) -> list[At
             attempt=row.attempt,
             created_at=row.created_at,
             deadline_at=row.deadline_at,
+            status=row.status,
+            announced=row.announced,
             files=FilePair(**files[row.session_id, row.attempt]),
             decision=None if decision is None else to_decision(decision),
+            flow_run_id=None if row.flow_run_id is None else UUID(row.flow_run_id),
+            comparison_key=row.comparison_key,
+            comparison_run_id=None if row.comparison_run_id is None else UUID(row.comparison_run_id),
+            recoveries=row.recoveries,
         )
         for row, decision in found
     ]

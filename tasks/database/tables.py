@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Enum, ForeignKeyConstraint, Index, MetaData, String
+from sqlalchemy import JSON, Enum, ForeignKeyConstraint, Index, MetaData, String, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from tasks.contracts import DecisionKind, FileKind, Reason
+from tasks.contracts import DecisionKind, FileKind, Reason, Status
 from tasks.database.types import BigId, UtcDateTime
 
 
@@ -28,7 +28,7 @@ class Base(DeclarativeBase):
     }
 
 
-def _codes(values: type[FileKind] | type[DecisionKind] | type[Reason]) -> Enum:
+def _codes(values: type[FileKind] | type[DecisionKind] | type[Reason] | type[Status]) -> Enum:
     return Enum(values, native_enum=False, length=64, values_callable=lambda kind: [member.value for member in kind])
 
 
@@ -41,18 +41,34 @@ class AttemptRow(Base):
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     created_at: Mapped[datetime]
     deadline_at: Mapped[datetime]
-    decided: Mapped[bool] = mapped_column(default=False)
-    """Whether its decision is recorded: lets the sweep find the few open attempts among all."""
+    status: Mapped[Status] = mapped_column(_codes(Status))
+    """Changed by `tasks.database.status.move` only."""
+    announced: Mapped[bool]
+    flow_run_id: Mapped[str | None] = mapped_column(String(64))
+    comparison_key: Mapped[str | None] = mapped_column(String(64), index=True)
+    comparison_run_id: Mapped[str | None] = mapped_column(String(64))
+    recoveries: Mapped[int] = mapped_column(default=0)
+    """How often its flow run was started again after a fault, since a person or an upload last started it."""
+    closed_at: Mapped[datetime | None]
+    """Since when nobody is at work on it. Its media's age counts from here."""
+    erased_at: Mapped[datetime | None]
+    """When its media and scores were deleted."""
 
 
+def _where(condition: str) -> dict[str, Any]:
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
+
+
+# Partial, so that the sweep finds the few attempts that need it among all that wait or are decided.
 Index(
-    "ix_attempts_open",
+    "ix_attempts_waiting",
     AttemptRow.deadline_at,
     AttemptRow.session_id,
     AttemptRow.attempt,
-    postgresql_where=AttemptRow.decided.is_(False),
-    sqlite_where=AttemptRow.decided.is_(False),
+    **_where("status = 'awaiting_files'"),
 )
+Index("ix_attempts_in_progress", AttemptRow.session_id, AttemptRow.attempt, **_where("status = 'in_progress'"))
+Index("ix_attempts_unerased", AttemptRow.closed_at, **_where("closed_at IS NOT NULL AND erased_at IS NULL"))
 
 
 class UploadRow(Base):
@@ -93,6 +109,37 @@ class ComparisonRow(Base):
     finished_at: Mapped[datetime | None]
 
 
+class LeaseRow(Base):
+    """Who owns a name for a while: a comparison that is computed, a flow run's execution, a worker."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(192), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(192))
+    token: Mapped[int] = mapped_column(BigId)
+    """Grows with each owner. Who writes under a lease proves that this is still theirs."""
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    """None: released."""
+
+
+class AuditRow(Base):
+    """One line of the audit trail. Triggers refuse to change it, and to delete it before it is 30 days old."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("ix_audit_session", "session_id", "attempt", "id"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    at: Mapped[datetime] = mapped_column(index=True)
+    actor: Mapped[str] = mapped_column(String(192))
+    event: Mapped[str] = mapped_column(String(64))
+    session_id: Mapped[str | None] = mapped_column(String(64))
+    attempt: Mapped[int | None]
+    from_status: Mapped[str | None] = mapped_column(String(64))
+    to_status: Mapped[str | None] = mapped_column(String(64))
+    comparison_key: Mapped[str | None] = mapped_column(String(64), index=True)
+    detail: Mapped[str | None] = mapped_column(String(512))
+
+
 class DecisionRow(Base):
     """The one answer of an attempt."""
 
@@ -108,6 +155,6 @@ class DecisionRow(Base):
     review_threshold: Mapped[float | None]
     bounds: Mapped[dict[str, Any] | None]
     detail: Mapped[str | None] = mapped_column(String(512))
-    comparison_key: Mapped[str | None] = mapped_column(String(64))
+    comparison_key: Mapped[str | None] = mapped_column(String(64), index=True)
     flow_run_id: Mapped[str | None] = mapped_column(String(64))
     decided_at: Mapped[datetime]

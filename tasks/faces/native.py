@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.contracts import EngineConfig
 from tasks.downloads import sha256_of
-from tasks.errors import ComputeUnavailable, ConfigurationError
+from tasks.errors import ComputeUnavailable, ConfigurationError, OutOfMemory
 from tasks.faces.graphs import rewritten
 from tasks.faces.models import Device, detector_named, recogniser_named
+from tasks.faces.turns import Turns, frugal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
 LOCK = threading.RLock()
 """Held around all that is DeepFace's own: its models and its cache are not safe to share between threads."""
 
+TURNS = Turns()
+"""Of the device: all models of the process share it."""
+
 _configured: tuple[str, str, str] | None = None
-_DEVICE_TROUBLE = re.compile(
-    "out of memory|cuda|cudnn|cublas|failed to allocate|insufficient memory|bad.?alloc|resource.exhausted|oom when",
-    re.I,
+_TOO_LITTLE_MEMORY = re.compile(
+    "out of memory|failed to allocate|insufficient memory|bad.?alloc|resource.exhausted|oom when|alloc_failed", re.I
 )
+_DEVICE_TROUBLE = re.compile("cuda|cudnn|cublas", re.I)
 
 
 class Models(NamedTuple):
@@ -99,7 +103,7 @@ def load_models(config: EngineConfig, weights_dir: Path, device: Device = "auto"
         return Models(
             detector,
             _one_per_thread(files[detector_named("yunet").files[0]]) if config.detector == "yunet" else None,
-            _sface(session) if config.recogniser == "SFace" else _deepface(config.recogniser),
+            frugal(_sface(session) if config.recogniser == "SFace" else _deepface(config.recogniser), TURNS),
             None if spoofing is None else _spoofing(spoofing),
             found,
         )
@@ -191,13 +195,16 @@ def _device_of(recogniser: Any, config: EngineConfig) -> str:
 
 @contextmanager
 def device_errors() -> Iterator[None]:
-    """Translate what the native libraries raise when a device fails. Raises ComputeUnavailable."""
+    """Translate what the native libraries raise when a device fails. Raises ComputeUnavailable, OutOfMemory."""
     try:
         yield
     except MemoryError as exc:
-        raise ComputeUnavailable("Not enough memory to compare faces. Start fewer comparisons at once.") from exc
+        raise OutOfMemory("Not enough memory to compare faces. Start fewer comparisons at once.") from exc
     except Exception as exc:
-        if _DEVICE_TROUBLE.search(f"{exc} {exc.__cause__}"):  # DeepFace wraps what a model's loading raises
+        told = f"{exc} {exc.__cause__}"  # DeepFace wraps what a model's loading raises
+        if _TOO_LITTLE_MEMORY.search(told):
+            raise OutOfMemory(f"Not enough memory to compare faces: {type(exc).__name__}: {exc}") from exc
+        if _DEVICE_TROUBLE.search(told):
             raise ComputeUnavailable(f"The device that compares faces failed: {type(exc).__name__}: {exc}") from exc
         raise
 

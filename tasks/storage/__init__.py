@@ -1,11 +1,20 @@
 """Object store: one interface, on a local folder or S3. Nothing else knows which."""
 
+from collections.abc import Iterator
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 from tasks.settings import Settings
+
+
+class StoredObject(NamedTuple):
+    """An object, and since when it has been in the store."""
+
+    key: str
+    modified_at: datetime
 
 
 class Storage(Protocol):
@@ -22,6 +31,12 @@ class Storage(Protocol):
         """The lexicographically greatest key that begins with the prefix; None when there is none.
 
         Names that are no keys are left out: an upload tool's hidden parts, a console's "folders".
+        """
+
+    def listing(self, prefix: str) -> Iterator[StoredObject]:
+        """The objects whose keys begin with the prefix, in no order; those that come or go meanwhile may be missing.
+
+        Asks for them while it is iterated over. Leaves out what `newest` leaves out.
         """
 
     def size(self, key: str) -> int | None:

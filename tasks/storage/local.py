@@ -6,12 +6,15 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.errors import ConfigurationError, ObjectMissing, StorageUnavailable
+from tasks.storage import StoredObject
 from tasks.storage.keys import is_valid_key, valid_key
 
 SETUP_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST}
+LINK_TRIES = 10
 
 
 class LocalStorage:
@@ -24,7 +27,6 @@ class LocalStorage:
         """Copies, so that a later change of the source changes no object; synced, so that a power cut does not."""
         with self._translated():
             target = self._path(key)
-            _make_private(target.parent, self.folder)
             _make_private(self.folder / ".incoming", self.folder)
             copy = self.folder / ".incoming" / secrets.token_hex(16)
             try:
@@ -33,21 +35,29 @@ class LocalStorage:
                     shutil.copyfileobj(original, file, 1024 * 1024)
                     file.flush()
                     os.fsync(file.fileno())
-                with suppress(FileExistsError):
-                    os.link(copy, target)
-                _sync_folder(target.parent)
+                self._link(copy, target)
             finally:
                 copy.unlink(missing_ok=True)
 
     def newest(self, prefix: str) -> str | None:
         """Looks into the prefix's folder only."""
+        return max((stored.key for stored in self.listing(prefix)), default=None)
+
+    def listing(self, prefix: str) -> Iterator[StoredObject]:
+        """Looks into the prefix's folder only."""
         with self._translated():
             top = self._path(prefix.rstrip("/"))
-            top = top if prefix.endswith("/") else top.parent
-            walk = os.walk(top, onerror=_raise_unless_missing)
-            files = (Path(root, name) for root, _, names in walk for name in names)
-            keys = (file.relative_to(self.folder).as_posix() for file in files)
-            return max((key for key in keys if key.startswith(prefix) and is_valid_key(key)), default=None)
+            walk = os.walk(top if prefix.endswith("/") else top.parent, onerror=_raise_unless_missing)
+            for file in (Path(root, name) for root, _, names in walk for name in names):
+                key = file.relative_to(self.folder).as_posix()
+                if not key.startswith(prefix) or not is_valid_key(key):
+                    continue
+                try:
+                    # Not st_mtime: tools that bring a file here may keep that of the original.
+                    since = file.stat().st_ctime
+                except FileNotFoundError:
+                    continue  # deleted just now
+                yield StoredObject(key, datetime.fromtimestamp(since, UTC))
 
     def size(self, key: str) -> int | None:
         """See Storage."""
@@ -68,9 +78,17 @@ class LocalStorage:
                 shutil.copyfileobj(source, target, 1024 * 1024)
 
     def delete(self, key: str) -> None:
-        """See Storage."""
+        """Removes the folders that it leaves empty, too, except the uppermost: their names say whose they were."""
         with self._translated():
-            self._path(key).unlink(missing_ok=True)
+            path = self._path(key)
+            path.unlink(missing_ok=True)
+            for folder in path.parents[: max(key.count("/") - 1, 0)]:
+                try:
+                    folder.rmdir()
+                except FileNotFoundError:
+                    continue  # by an earlier deletion, which may not have come further
+                except OSError:
+                    break  # not empty, or not ours: the object is gone, which is what was asked for
 
     def url(self, key: str) -> str:
         """Path of the object's file."""
@@ -83,6 +101,20 @@ class LocalStorage:
             probe = self.folder / f".check-{secrets.token_hex(4)}"
             probe.write_bytes(b"kycflow")
             probe.unlink()
+
+    def _link(self, copy: Path, target: Path) -> None:
+        """Give a file its final name. A deletion may remove the folder, empty as yet, just before: make it again."""
+        for tries_left in reversed(range(LINK_TRIES)):
+            try:
+                _make_private(target.parent, self.folder)
+                with suppress(FileExistsError):
+                    os.link(copy, target)
+                _sync_folder(target.parent)
+            except FileNotFoundError:
+                if not tries_left:
+                    raise
+            else:
+                return
 
     def _path(self, key: str) -> Path:
         path = self.folder / valid_key(key)

@@ -20,6 +20,7 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from prefect_aws import AwsClientParameters, AwsCredentials
 
 from tasks.errors import ConfigurationError, KycflowError, ObjectMissing, StorageUnavailable
+from tasks.storage import StoredObject
 from tasks.storage.keys import is_valid_key, valid_key
 
 if TYPE_CHECKING:
@@ -91,13 +92,18 @@ class S3Storage:
 
     def newest(self, prefix: str) -> str | None:
         """See Storage. Asks for all names under the prefix, 1000 at a time."""
+        return max((stored.key for stored in self.listing(prefix)), default=None)
+
+    def listing(self, prefix: str) -> Iterator[StoredObject]:
+        """See Storage. Asks for 1000 names at a time."""
         valid_key(prefix.rstrip("/"))
         with self._translated(prefix):
             pages = self._client().get_paginator("list_objects_v2")
-            listing = pages.paginate(Bucket=self.bucket, Prefix=f"{self.prefix}{prefix}")
-            names = (entry["Key"] for page in listing for entry in page.get("Contents", []))
-            keys = (name.removeprefix(self.prefix) for name in names)
-            return max((key for key in keys if is_valid_key(key)), default=None)
+            for page in pages.paginate(Bucket=self.bucket, Prefix=f"{self.prefix}{prefix}"):
+                for entry in page.get("Contents", []):
+                    key = entry["Key"].removeprefix(self.prefix)
+                    if is_valid_key(key):
+                        yield StoredObject(key, entry["LastModified"])
 
     def size(self, key: str) -> int | None:
         """See Storage."""

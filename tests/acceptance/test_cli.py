@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from deployments.demo_media import DemoMedia
@@ -46,6 +47,27 @@ def test_a_refusal_is_one_clear_line_and_exit_code_2(system: System, demo_media:
     assert (unknown.returncode, "UNKNOWN_SESSION" in unknown.stderr) == (2, True)
 
 
+def test_a_session_is_followed_and_deleted(system: System, demo_media: DemoMedia, session_id: str) -> None:
+    submitted = ("submit", str(demo_media.genuine_card), str(demo_media.selfie_video), "--session", session_id)
+    assert system.kycflow(*submitted).returncode == 0
+    lines = json.loads(system.kycflow("audit", session_id, "--json").stdout)
+    events = [line["event"] for line in lines if line["attempt"] == 1]
+    assert events[:3] == ["attempt_opened", "file_stored", "run_created"]
+    assert "comparison_stored" in [line["event"] for line in lines if line["attempt"] is None]
+    assert (lines[-1]["to_status"], lines[-1]["detail"]) == ("decided", "SIMILARITY_SUFFICIENT")
+
+    decided = system.kycflow("resume", session_id)
+    assert (decided.returncode, "SESSION_DECIDED" in decided.stderr) == (2, True)
+    swept = system.kycflow("sweep", "--dry-run")
+    assert (swept.returncode, session_id in swept.stdout) == (0, False), swept.stderr
+
+    deleted = system.kycflow("delete", session_id, "--yes")
+    assert (deleted.returncode, f"Session {session_id} is deleted." in deleted.stdout) == (0, True), deleted.stderr
+    status = system.kycflow("status", session_id)
+    assert (status.returncode, "SESSION_DELETED" in status.stderr) == (2, True)
+    assert "media_erased" in system.kycflow("audit", session_id).stdout
+
+
 def test_doctor_finds_a_running_system_in_order(system: System) -> None:
     done = system.kycflow("doctor", "--json")
     findings = json.loads(done.stdout)
@@ -63,5 +85,5 @@ def test_a_second_system_in_the_same_folder_is_refused(system: System) -> None:
 
 def test_deploying_again_changes_nothing(system: System) -> None:
     environment = dict(system.environment) | {"PREFECT_API_URL": system.addresses.prefect_api}
-    again = System(system.addresses, system.settings, environment).kycflow("deploy")
+    again = replace(system, environment=environment).kycflow("deploy")
     assert again.returncode == 0, again.stderr

@@ -1,6 +1,7 @@
 """The comparison's flow, run in this process against a real Prefect server, with the real engine."""
 
 import gc
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,20 +10,20 @@ import pytest
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
 from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-from sqlalchemy import delete
 
 from deployments.demo_media import DemoMedia
 from flows.compare_faces import compare_faces
-from tasks.contracts import FileKind, StoredFile
+from tasks.comparison import compute_comparison, store_picture
+from tasks.contracts import Comparison, FileKind, StoredFile
 from tasks.database import database_for
-from tasks.database.engine import writing
+from tasks.database.leases import holders
 from tasks.database.schema import upgrade
-from tasks.database.tables import ComparisonRow
 from tasks.errors import ObjectChanged, ObjectMissing, StorageUnavailable
 from tasks.settings import Settings
 from tasks.storage import open_storage
 from tasks.storage.files import hash_file
 from tasks.storage.keys import new_file_key
+from tasks.storage.local import LocalStorage
 from tests.databases import sqlite_url
 from tests.system import System, eventually
 
@@ -74,34 +75,19 @@ def task_runs(system: System, flow_run_id: uuid.UUID | None, count: int) -> dict
     return eventually(look, 60)
 
 
-def test_a_comparison_is_computed_once_and_found_afterwards(
-    pair: tuple[StoredFile, StoredFile], system: System
-) -> None:
+def test_a_comparison_is_computed_once_and_found_afterwards(pair: tuple[StoredFile, StoredFile]) -> None:
     first = compare_faces(*pair)
+    assert isinstance(first, Comparison)
     assert first.result.similarity is not None
     assert first.result.similarity >= 0.416
     assert first.computations == 1
-    again = compare_faces(*pair, return_state=True)
-    assert again.result() == first
-    runs = task_runs(system, again.state_details.flow_run_id, 2)
-    assert runs["compute comparison"].state_name == "Cached"
+    assert compare_faces(*pair) == first
 
 
-def test_a_row_lost_after_its_computation_is_stored_again_without_computing(
-    pair: tuple[StoredFile, StoredFile],
-) -> None:
+def test_its_lease_is_given_back(pair: tuple[StoredFile, StoredFile]) -> None:
     first = compare_faces(*pair)
-    with writing(database_for(Settings())) as session:
-        session.execute(delete(ComparisonRow))
-    again = compare_faces(*pair)
-    assert again.result == first.result
-    assert again.computations == 1
-
-
-def test_a_row_without_a_cached_result_is_found_too(pair: tuple[StoredFile, StoredFile], tmp_path: Path) -> None:
-    first = compare_faces(*pair)
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / "other-results"}):
-        assert compare_faces(*pair) == first
+    assert isinstance(first, Comparison)
+    assert holders(database_for(Settings()), [f"comparison:{first.comparison_key}"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -114,16 +100,33 @@ def test_what_trying_again_does_not_mend_fails_at_the_first_try(
     reference, probe = pair
     state = compare_faces(reference.model_copy(update={field: value}), probe, return_state=True)
     assert isinstance(state.result(raise_on_failure=False), error)
-    assert task_runs(system, state.state_details.flow_run_id, 1)["compute comparison"].run_count == 1
+    assert task_runs(system, state.state_details.flow_run_id, 2)["compute comparison"].run_count == 1
 
 
-def test_storage_that_does_not_answer_is_tried_three_times(
+def test_storage_that_does_not_answer_is_tried_again_and_then_left_to_the_sweep(
     pair: tuple[StoredFile, StoredFile], system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KYCFLOW_STORAGE_URL", "s3://kycflow/nowhere")
     monkeypatch.setenv("KYCFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")  # discard: nothing listens there
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    quick = compute_comparison.with_options(retries=2, retry_delay_seconds=0)
+    monkeypatch.setattr(sys.modules["flows.compare_faces"], "compute_comparison", quick)
     state = compare_faces(*pair, return_state=True)
-    assert isinstance(state.result(raise_on_failure=False), StorageUnavailable)
-    assert task_runs(system, state.state_details.flow_run_id, 1)["compute comparison"].run_count == 3
+    assert (state.type.value, state.name) == ("FAILED", "Unavailable")
+    assert "StorageUnavailable" in str(state.message)
+    assert task_runs(system, state.state_details.flow_run_id, 2)["compute comparison"].run_count == 3
+
+
+def test_a_picture_that_cannot_be_stored_costs_no_second_computation(
+    pair: tuple[StoredFile, StoredFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise StorageUnavailable("away")
+
+    monkeypatch.setattr(LocalStorage, "put", away)
+    quick = store_picture.with_options(retries=1, retry_delay_seconds=0)
+    monkeypatch.setattr("tasks.comparison.store_picture", quick)
+    stored = compare_faces(*pair)
+    assert isinstance(stored, Comparison)
+    assert (stored.picture_key, stored.computations) == (None, 1)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from deployments.demo_media import DemoMedia
-from deployments.provision import POOLS
+from deployments.provision import POOLS, SESSIONS, UPKEEP_QUEUE
 from tests.acceptance.test_sessions import verify
 from tests.system import System
 
@@ -83,10 +83,14 @@ def test_the_sweep_has_its_schedule_and_runs_are_planned(system: System) -> None
     assert planned
 
 
-def test_pools_have_their_limits(system: System) -> None:
+def test_limits_stand_at_queues_so_that_lost_runs_leave_the_sweep_its_place(system: System) -> None:
     for name, limit, _ in POOLS:
         pool = httpx.get(f"{system.addresses.prefect_api}/work_pools/{name}").json()
-        assert pool["concurrency_limit"] == limit
+        queues = httpx.post(f"{system.addresses.prefect_api}/work_pools/{name}/queues/filter", json={}).json()
+        assert pool["concurrency_limit"] is None
+        limits = {queue["name"]: queue["concurrency_limit"] for queue in queues}
+        assert limits == {"default": limit} | ({UPKEEP_QUEUE: None} if name == SESSIONS else {})
+    assert deployment(system, "sweep-sessions")["work_queue_name"] == UPKEEP_QUEUE
 
 
 def written(folder: Path) -> bytes:

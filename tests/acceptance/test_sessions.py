@@ -90,24 +90,27 @@ def test_twenty_sessions_at_once_are_decided_rightly_and_compared_once_each(
     assert not {"Crashed", "Failed"} & set(names(everything))
 
 
-def test_twenty_triggers_at_once_give_one_flow_run_and_one_comparison(
+def test_fifty_sessions_with_the_same_media_at_once_compute_once(
     system: System, demo_media: DemoMedia, media_settings: Settings, tmp_path: Path, session_id: str
 ) -> None:
+    """Fifty triggers of one session are in test_duplicates.py."""
     (card,) = make_cards(tmp_path, media_settings, 1)
-    open_attempt(system.database, session_id, 1, 3600)
-    system.record(session_id, FileKind.ID_IMAGE, card)
-    system.record(session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
-    attempt = get_attempt(system.database, session_id)
+    ids = [f"{session_id}-{number}" for number in range(50)]
+    for one in ids:
+        open_attempt(system.database, one, 1, 3600)
+        system.record(one, FileKind.ID_IMAGE, card)
+        system.record(one, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
 
-    async def trigger() -> None:
-        await asyncio.gather(*(start_or_wake(attempt) for _ in range(20)))
+    async def start() -> None:
+        attempts = [get_attempt(system.database, one) for one in ids]
+        await asyncio.gather(*(start_or_wake(attempt) for attempt in attempts))
 
     with temporary_settings({PREFECT_API_URL: system.addresses.prefect_api}):
-        asyncio.run(trigger())
+        asyncio.run(start())
     with system.client() as client:
-        assert client.wait(session_id, DECISION_SECONDS)["decision"] == "match"
-    assert len(system.session_runs(session_id)) == 1
-    assert the_comparison(system, session_id).computations == 1
+        assert [client.wait(one, DECISION_SECONDS)["decision"] for one in ids] == ["match"] * 50
+    assert {the_comparison(system, one).computations for one in ids} == {1}
+    assert len({the_comparison(system, one).comparison_key for one in ids}) == 1
 
 
 def test_a_comparison_repeated_from_the_ui_computes_nothing(
@@ -152,18 +155,33 @@ def test_the_flow_run_ends_in_a_state_named_after_the_decision_with_an_artifact(
         assert word in str(artifact.data)
 
 
-def test_a_waiting_session_is_woken_by_the_upload_it_waits_for(
+def test_a_session_of_the_upload_service_waits_without_ever_having_had_a_process(
     system: System, demo_media: DemoMedia, session_id: str
 ) -> None:
     with system.client() as client:
         client.create_session(session_id)
         client.upload(session_id, "selfie_video", demo_media.selfie_video)
         (run,) = system.session_runs(session_id)
-        assert names([run]) == ["AwaitingFiles"]
-        # Past its first look, so that it has waited in earnest: an execution of its own has ended in that state.
-        eventually(lambda: True if system.session_runs(session_id)[0].run_count >= 1 else None)
-        eventually(lambda: True if names(system.session_runs(session_id)) == ["AwaitingFiles"] else None)
+        assert (names([run]), run.run_count) == (["AwaitingFiles"], 0)
+        assert run.next_scheduled_start_time == get_attempt(system.database, session_id).deadline_at
         client.upload(session_id, "id_image", demo_media.genuine_card)
+        assert client.wait(session_id, DECISION_SECONDS)["decision"] == "match"
+    (run,) = system.session_runs(session_id)
+    assert system.ended_run(run.id).run_count <= 2, "One look, and one more if its comparison took long."
+
+
+def test_a_waiting_session_is_woken_by_the_upload_it_waits_for(
+    system: System, demo_media: DemoMedia, session_id: str
+) -> None:
+    open_attempt(system.database, session_id, 1, 3600, by="another system")
+    system.record(session_id, FileKind.ID_IMAGE, demo_media.genuine_card)
+    with temporary_settings({PREFECT_API_URL: system.addresses.prefect_api}):
+        asyncio.run(start_or_wake(get_attempt(system.database, session_id)))
+    # Past its first look, so that it has waited in earnest: an execution of its own has ended in that state.
+    eventually(lambda: True if system.session_runs(session_id)[0].run_count >= 1 else None)
+    eventually(lambda: True if names(system.session_runs(session_id)) == ["AwaitingFiles"] else None)
+    with system.client() as client:
+        client.upload(session_id, "selfie_video", demo_media.selfie_video)
         assert client.wait(session_id, DECISION_SECONDS)["decision"] == "match"
     assert len(system.session_runs(session_id)) == 1
     log = (system.settings.state_dir / "logs" / "worker-sessions.log").read_text()

@@ -1,56 +1,37 @@
 """Attempts, uploads and decisions, on SQLite and PostgreSQL."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
-from threading import Barrier
-from typing import TypeVar
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, event, func, select, text
 
-from tasks.contracts import Attempt, Decision, DecisionKind, FileKind, FilePair, Reason, StoredFile, Thresholds, Verdict
+from tasks.contracts import Attempt, Decision, DecisionKind, FileKind, FilePair, Reason, Status, Thresholds
 from tasks.database.attempts import (
-    due_attempts,
+    close,
+    count_recovery,
     get_attempt,
+    in_progress,
     is_registered,
     next_attempt,
+    note_comparison,
+    note_run,
     open_attempt,
+    overdue,
     record_decision,
     register_upload,
+    some_attempts,
+    take_up,
+    waiting_for,
 )
 from tasks.database.engine import reading, writing
 from tasks.database.tables import DecisionRow, UploadRow
-from tasks.errors import SessionDecided, SessionUndecided, UnknownSession
+from tasks.errors import SessionDecided, SessionDeleted, SessionUndecided, UnknownSession
+from tests.attempts import EXPIRED, MATCH, NO_MATCH, at_once, put, stored, trail, with_both
 
-MATCH = Verdict(decision=DecisionKind.MATCH, reason=Reason.SIMILARITY_SUFFICIENT)
-NO_MATCH = Verdict(decision=DecisionKind.NO_MATCH, reason=Reason.SIMILARITY_INSUFFICIENT)
-EXPIRED = Verdict(decision=DecisionKind.EXPIRED, reason=Reason.BOTH_FILES_MISSING)
-
-
-T = TypeVar("T")
-
-
-def stored(key: str) -> StoredFile:
-    return StoredFile(storage_key=key, sha256="a" * 64, size_bytes=5)
-
-
-def with_both(database: Engine, session_id: str, deadline_seconds: float = 100) -> Attempt:
-    open_attempt(database, session_id, 1, deadline_seconds)
-    register_upload(database, session_id, 1, FileKind.ID_IMAGE, stored(f"{session_id}/card"))
-    return register_upload(database, session_id, 1, FileKind.SELFIE_VIDEO, stored(f"{session_id}/video"))
-
-
-def at_once(number: int, call: Callable[[int], T]) -> list[T]:
-    """Real threads that begin together."""
-    barrier = Barrier(number)
-
-    def one(index: int) -> T:
-        barrier.wait(10)
-        return call(index)
-
-    with ThreadPoolExecutor(number) as pool:
-        return list(pool.map(one, range(number), timeout=60))
+KEY, OTHER_KEY = "c" * 64, "d" * 64
+RUN, OTHER_RUN = UUID(int=1), UUID(int=2)
 
 
 def age(database: Engine, session_id: str, seconds: int) -> None:
@@ -218,39 +199,168 @@ class TestDecisions:
             record_decision(database, "a", 1, verdict=EXPIRED, files=FilePair())
 
 
-class TestDue:
-    def test_what_should_be_at_work_and_nothing_else(self, database: Engine) -> None:
+class TestStatus:
+    def test_an_attempt_is_in_progress_from_its_second_file_on(self, database: Engine) -> None:
+        open_attempt(database, "a", 1, 90)
+        files = [(FileKind.ID_IMAGE, "card"), (FileKind.ID_IMAGE, "card again"), (FileKind.SELFIE_VIDEO, "video")]
+        seen = [register_upload(database, "a", 1, kind, stored(key)).status for kind, key in files]
+        assert seen == [Status.AWAITING_FILES, Status.AWAITING_FILES, Status.IN_PROGRESS]
+
+    @pytest.mark.parametrize("status", [Status.CANCELLED, Status.ERROR])
+    def test_an_upload_to_a_closed_attempt_is_stored_and_does_not_open_it(
+        self, status: Status, database: Engine
+    ) -> None:
+        open_attempt(database, "a", 1, 90)
+        register_upload(database, "a", 1, FileKind.ID_IMAGE, stored("a/card"))
+        close(database, "a", 1, status, by="test")
+        after = register_upload(database, "a", 1, FileKind.SELFIE_VIDEO, stored("a/video"))
+        assert (after.status, after.files.complete) == (status, True)
+
+    @pytest.mark.parametrize("status", [Status.CANCELLED, Status.ERROR])
+    def test_who_takes_it_up_again_finds_it_open_and_its_faults_forgotten(
+        self, status: Status, database: Engine
+    ) -> None:
+        with_both(database, "a")
+        open_attempt(database, "half", 1, 90)
+        for name in ("a", "half"):
+            note_comparison(database, name, 1, KEY, RUN)
+            assert count_recovery(database, name, 1, 0, by="test", detail="a fault")
+            assert close(database, name, 1, status, by="test")
+        taken = take_up(database, "a", 1, by="a person")
+        assert (taken.status, taken.recoveries, taken.comparison_key, taken.comparison_run_id) == (
+            Status.IN_PROGRESS, 0, None, None,
+        )  # fmt: skip
+        assert take_up(database, "half", 1, by="a person").status is Status.AWAITING_FILES
+        assert take_up(database, "a", 1, by="another") == taken
+        assert [line.actor for line in trail(database, "a")][-1] == "a person"
+
+    def test_a_decided_attempt_is_not_taken_up(self, database: Engine) -> None:
+        record_decision(database, "a", 1, verdict=MATCH, files=with_both(database, "a").files)
+        assert take_up(database, "a", 1, by="a person").status is Status.DECIDED
+
+    def test_a_deleted_session_is_refused_whatever_is_asked_of_it(self, database: Engine) -> None:
+        files = with_both(database, "a").files
+        close(database, "a", 1, Status.DELETED, by="test")
+        for ask in (
+            lambda: open_attempt(database, "a", 1, 90),
+            lambda: next_attempt(database, "a", 90),
+            lambda: register_upload(database, "a", 1, FileKind.ID_IMAGE, stored("late")),
+            lambda: register_upload(database, "a", 1, FileKind.ID_IMAGE, stored("a/card")),
+            lambda: record_decision(database, "a", 1, verdict=MATCH, files=files),
+            lambda: take_up(database, "a", 1, by="test"),
+        ):
+            with pytest.raises(SessionDeleted):
+                ask()
+        assert not is_registered(database, "late")
+
+
+class TestRuns:
+    def test_the_flow_run_is_remembered_and_traced_once(self, database: Engine) -> None:
+        open_attempt(database, "a", 1, 90)
+        for run in (RUN, RUN, OTHER_RUN):
+            note_run(database, "a", 1, run, by="test")
+        assert get_attempt(database, "a").flow_run_id == OTHER_RUN
+        assert [line.detail for line in trail(database, "a") if line.event == "run_created"] == [
+            str(RUN),
+            str(OTHER_RUN),
+        ]
+
+    def test_a_closed_attempt_asks_for_no_comparison(self, database: Engine) -> None:
+        with_both(database, "a")
+        close(database, "a", 1, Status.CANCELLED, by="test")
+        note_comparison(database, "a", 1, KEY, RUN)
+        assert get_attempt(database, "a").comparison_key is None
+
+    def test_sweeps_that_see_the_same_fault_count_it_once(self, database: Engine) -> None:
+        with_both(database, "a")
+        counted = at_once(8, lambda _: count_recovery(database, "a", 1, 0, by="sweep", detail="its process was lost"))
+        assert sum(counted) == 1
+        assert get_attempt(database, "a").recoveries == 1
+        assert count_recovery(database, "a", 1, 1, by="sweep", detail="again")
+        assert [line.detail for line in trail(database, "a") if line.event == "run_started_again"] == [
+            "its process was lost",
+            "again",
+        ]
+
+
+class TestWhatTheSweepAsks:
+    def test_overdue_is_what_waits_past_its_deadline_the_longest_first(self, database: Engine) -> None:
         open_attempt(database, "waiting", 1, 90)
         open_attempt(database, "over", 1, -1)
+        open_attempt(database, "half", 1, -9)
+        register_upload(database, "half", 1, FileKind.ID_IMAGE, stored("half/card"))
+        with_both(database, "complete", -5)
+        open_attempt(database, "decided", 1, -5)
+        record_decision(database, "decided", 1, verdict=EXPIRED, files=FilePair())
+        for name, status in (("cancelled", Status.CANCELLED), ("failed", Status.ERROR), ("deleted", Status.DELETED)):
+            open_attempt(database, name, 1, -5)
+            put(database, name, status)
+        assert overdue(database, 10) == [get_attempt(database, name) for name in ("half", "over")]
+        assert [attempt.session_id for attempt in overdue(database, 1)] == ["half"]
+
+    def test_in_progress_is_what_has_both_files_for_a_while(self, database: Engine) -> None:
+        open_attempt(database, "waiting", 1, 90)
         with_both(database, "fresh")
         with_both(database, "settled")
-        age(database, "settled", 60)
-        decided = with_both(database, "decided", -5)
-        record_decision(database, "decided", 1, verdict=MATCH, files=decided.files)
-        open_attempt(database, "half", 1, 90)
-        register_upload(database, "half", 1, FileKind.ID_IMAGE, stored("half/card"))
-        age(database, "half", 60)
-        due = due_attempts(database, settled_seconds=30, limit=10)
-        assert [attempt.session_id for attempt in due] == ["over", "settled"]
-        assert due[1] == get_attempt(database, "settled")
+        record_decision(database, "decided", 1, verdict=MATCH, files=with_both(database, "decided").files)
+        for status in (Status.CANCELLED, Status.ERROR, Status.DELETED):
+            with_both(database, status.value)
+            put(database, status.value, status)
+        for name in ("settled", "decided", "cancelled", "error", "deleted"):
+            age(database, name, 60)
+        found = in_progress(database, settled_seconds=30, limit=10)
+        assert found == [get_attempt(database, "settled")]
 
     def test_pages_leave_nothing_out(self, database: Engine) -> None:
         for number in range(7):
-            open_attempt(database, f"s{number}", 1, -1)
-        seen: list[str] = []
-        page = due_attempts(database, settled_seconds=0, limit=3)
-        while page:
-            seen += [attempt.session_id for attempt in page]
-            page = due_attempts(database, settled_seconds=0, limit=3, after=page[-1])
-        assert sorted(seen) == [f"s{number}" for number in range(7)]
+            with_both(database, f"s{number}")
+        for number in range(0, 7, 2):
+            record_decision(database, f"s{number}", 1, verdict=MATCH, files=get_attempt(database, f"s{number}").files)
+            next_attempt(database, f"s{number}", 90)
+            register_upload(database, f"s{number}", 2, FileKind.ID_IMAGE, stored(f"{number}/card 2"))
+            register_upload(database, f"s{number}", 2, FileKind.SELFIE_VIDEO, stored(f"{number}/video 2"))
+        seen: list[tuple[str, int]] = []
+        last: Attempt | None = None
+        while page := in_progress(database, settled_seconds=0, limit=3, after=last):
+            assert len(page) <= 3
+            seen += [(attempt.session_id, attempt.attempt) for attempt in page]
+            last = page[-1]
+        assert seen == [(f"s{number}", 1 if number % 2 else 2) for number in range(7)]
+
+    def test_some_attempts_are_those_that_are_known(self, database: Engine) -> None:
+        with_both(database, "a")
+        record_decision(database, "a", 1, verdict=MATCH, files=get_attempt(database, "a").files)
+        next_attempt(database, "a", 90)
+        open_attempt(database, "b", 1, 90)
+        found = some_attempts(database, [("a", 2), ("b", 1), ("b", 2), ("none", 1)])
+        assert {(attempt.session_id, attempt.attempt) for attempt in found} == {("a", 2), ("b", 1)}
+        assert some_attempts(database, []) == []
+
+    def test_a_comparison_is_waited_for_by_the_open_attempts_that_asked_for_it(self, database: Engine) -> None:
+        for name, key in (("a", KEY), ("b", KEY), ("other", OTHER_KEY), ("cancelled", KEY), ("decided", KEY)):
+            files = with_both(database, name).files
+            note_comparison(database, name, 1, key, RUN)
+            if name == "decided":
+                record_decision(database, name, 1, verdict=MATCH, files=files)
+        close(database, "cancelled", 1, Status.CANCELLED, by="test")
+        assert sorted(attempt.session_id for attempt in waiting_for(database, KEY)) == ["a", "b"]
+        assert get_attempt(database, "a").comparison_run_id == RUN
 
     def test_any_number_of_sessions_costs_two_queries(self, database: Engine) -> None:
         for number in range(20):
-            with_both(database, f"s{number}", -1)
+            with_both(database, f"s{number}")
+            open_attempt(database, f"over{number}", 1, -1)
         statements: list[str] = []
         event.listen(database, "before_cursor_execute", lambda *given: statements.append(given[2]))
-        assert len(due_attempts(database, settled_seconds=0, limit=100)) == 20
-        assert len([statement for statement in statements if statement.startswith("SELECT")]) == 2
+        looks: list[Callable[[], list[Attempt]]] = [
+            lambda: overdue(database, 100),
+            lambda: in_progress(database, settled_seconds=0, limit=100),
+            lambda: some_attempts(database, [(f"s{number}", 1) for number in range(20)]),
+        ]
+        for look in looks:
+            statements.clear()
+            assert len(look()) == 20
+            assert len([statement for statement in statements if statement.startswith("SELECT")]) == 2
 
 
 def test_the_clock_is_the_databases_own(database: Engine) -> None:

@@ -1,37 +1,70 @@
 """SQLAlchemy's errors become kycflow's, whichever function meets them."""
 
+import inspect
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, text
 
-from tasks.contracts import DecisionKind, EngineConfig, FaceComparison, FileKind, FilePair, Reason, StoredFile, Verdict
-from tasks.database import attempts, comparisons
+from tasks.contracts import EngineConfig, FaceComparison, FileKind, FilePair, Status, StoredFile
+from tasks.database import attempts, comparisons, leases
 from tasks.database.attempts import get_attempt
 from tasks.database.engine import database_name, open_database, writing
 from tasks.database.schema import require_schema, upgrade
 from tasks.errors import ConfigurationError, DatabaseUnavailable
+from tests.attempts import EXPIRED
 
 SHA = "a" * 64
 FILE = StoredFile(storage_key="key", sha256=SHA, size_bytes=1)
-EXPIRED = Verdict(decision=DecisionKind.EXPIRED, reason=Reason.BOTH_FILES_MISSING)
+LEASE = leases.Lease("name", 1)
 CALLS: dict[str, Callable[[Engine], object]] = {
     "open_attempt": lambda engine: attempts.open_attempt(engine, "a", 1, 90),
     "next_attempt": lambda engine: attempts.next_attempt(engine, "a", 90),
     "get_attempt": lambda engine: attempts.get_attempt(engine, "a"),
     "register_upload": lambda engine: attempts.register_upload(engine, "a", 1, FileKind.ID_IMAGE, FILE),
     "record_decision": lambda engine: attempts.record_decision(engine, "a", 1, verdict=EXPIRED, files=FilePair()),
-    "due_attempts": lambda engine: attempts.due_attempts(engine, settled_seconds=1, limit=1),
-    "begin_comparison": lambda engine: comparisons.begin_comparison(engine, SHA, SHA, SHA, EngineConfig(), "run"),
+    "is_registered": lambda engine: attempts.is_registered(engine, "key"),
+    "take_up": lambda engine: attempts.take_up(engine, "a", 1, by="test"),
+    "close": lambda engine: attempts.close(engine, "a", 1, Status.CANCELLED, by="test"),
+    "note_run": lambda engine: attempts.note_run(engine, "a", 1, UUID(int=1), by="test"),
+    "note_comparison": lambda engine: attempts.note_comparison(engine, "a", 1, SHA, UUID(int=1)),
+    "count_recovery": lambda engine: attempts.count_recovery(engine, "a", 1, 0, by="test", detail="a fault"),
+    "overdue": lambda engine: attempts.overdue(engine, 1),
+    "in_progress": lambda engine: attempts.in_progress(engine, settled_seconds=1, limit=1),
+    "some_attempts": lambda engine: attempts.some_attempts(engine, [("a", 1)]),
+    "waiting_for": lambda engine: attempts.waiting_for(engine, SHA),
+    "begin_comparison": lambda engine: comparisons.begin_comparison(
+        engine, LEASE, SHA, FILE, FILE, EngineConfig(), by="test"
+    ),
     "finish_comparison": lambda engine: comparisons.finish_comparison(
-        engine, SHA, SHA, SHA, EngineConfig(), result=FaceComparison(similarity=0.5), picture_key=None
+        engine, LEASE, SHA, result=FaceComparison(similarity=0.5), picture_key=None, by="test"
     ),
     "get_comparison": lambda engine: comparisons.get_comparison(engine, SHA),
+    "finished": lambda engine: comparisons.finished(engine, {SHA}),
+    "take": lambda engine: leases.take(engine, "name", "owner", 1),
+    "claim": lambda engine: leases.claim(engine, "name", "owner", 1),
+    "renew": lambda engine: leases.renew(engine, LEASE, 1),
+    "release": lambda engine: leases.release(engine, LEASE),
+    "break_leases": lambda engine: leases.break_leases(engine, "owner"),
+    "holders": lambda engine: leases.holders(engine, ["name"]),
+    "forget_expired": lambda engine: leases.forget_expired(engine, 1),
     "require_schema": require_schema,
     "upgrade": lambda engine: upgrade(engine.url.render_as_string(hide_password=False)),
 }
+
+
+def test_no_call_to_the_database_is_left_out_here() -> None:
+    public = {
+        name
+        for module in (attempts, comparisons, leases)
+        for name, given in vars(module).items()
+        if inspect.isfunction(given) and given.__module__ == module.__name__ and not name.startswith("_")
+        if "engine" in inspect.signature(given).parameters
+    }
+    assert public <= CALLS.keys()
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -59,9 +92,9 @@ def test_a_locked_file_is_tried_again(tmp_path: Path) -> None:
     upgrade(url)
     engine = open_database(url)
     with writing(engine) as first:
-        first.execute(text("UPDATE attempts SET decided = 1"))
+        first.execute(text("UPDATE attempts SET recoveries = 1"))
         with pytest.raises(DatabaseUnavailable, match="locked"), writing(_impatient(url)) as second:
-            second.execute(text("UPDATE attempts SET decided = 1"))
+            second.execute(text("UPDATE attempts SET recoveries = 1"))
 
 
 def _impatient(url: str) -> Engine:

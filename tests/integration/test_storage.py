@@ -4,6 +4,8 @@ import os
 import stat
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,52 @@ def test_names_that_are_no_keys_are_never_the_newest(storage: Storage, source: P
         _put_by_other_means(storage, name)
     assert storage.newest("a/1/") == "a/1/2"
     assert storage.newest("a/2/") is None
+    assert listed(storage, "a/") == ["a/1/2"]
+
+
+def listed(storage: Storage, prefix: str) -> list[str]:
+    return sorted(stored.key for stored in storage.listing(prefix))
+
+
+def test_all_objects_under_a_prefix_are_listed_with_the_time_they_came(storage: Storage, source: Path) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=5)  # a store counts in seconds
+    os.utime(source, (0, 0))
+    names = ["a/1/2", "a/1/3", "a/10/9", "b/1"]
+    for name in names:
+        storage.put(name, source)
+    assert listed(storage, "a/") == names[:3]
+    assert listed(storage, "a/1") == names[:3]
+    assert listed(storage, "a/1/") == names[:2]
+    assert listed(storage, "c/") == []
+    for stored in storage.listing("a/"):
+        assert before <= stored.modified_at <= datetime.now(UTC) + timedelta(seconds=5)
+
+
+def test_a_listing_of_more_than_a_page_is_whole_though_its_objects_are_deleted_meanwhile(
+    storage: Storage, source: Path
+) -> None:
+    names = {f"many/{number % 7}/{number:04d}" for number in range(1010)}
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: storage.put(name, source), names))
+    assert set(listed(storage, "many/")) == names
+    for stored in storage.listing("many/"):
+        storage.delete(stored.key)
+        names.remove(stored.key)
+    assert names == set()
+    assert listed(storage, "many/") == []
+
+
+def test_an_object_may_come_where_the_last_one_is_just_being_deleted(storage: Storage, source: Path) -> None:
+    def put(number: int) -> None:
+        for turn in range(40):
+            key = f"a/b/c/{number}-{turn}"
+            storage.put(key, source)
+            storage.delete(key)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(put, range(4)))
+    storage.put("a/b/c/last", source)
+    assert listed(storage, "a/") == ["a/b/c/last"]
 
 
 def _put_by_other_means(storage: Storage, name: str) -> None:
@@ -118,6 +166,7 @@ def test_no_method_takes_a_key_that_leaves_the_store(storage: Storage, source: P
     calls = (
         lambda: storage.put(key, source),
         lambda: storage.newest(key),
+        lambda: list(storage.listing(key)),
         lambda: storage.size(key),
         lambda: storage.download(key, source),
         lambda: storage.delete(key),
@@ -136,6 +185,7 @@ def _every_method(store: Storage, source: Path) -> dict[str, object]:
     return {
         "put": lambda: store.put("key", source),
         "newest": lambda: store.newest("prefix/"),
+        "listing": lambda: list(store.listing("prefix/")),
         "size": lambda: store.size("key"),
         "download": lambda: store.download("key", source.with_name("back")),
         "delete": lambda: store.delete("key"),
@@ -143,7 +193,7 @@ def _every_method(store: Storage, source: Path) -> dict[str, object]:
     }
 
 
-METHODS = ["put", "newest", "size", "download", "delete", "check"]
+METHODS = ["put", "newest", "listing", "size", "download", "delete", "check"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -182,7 +232,7 @@ class TestFolder:
         assert modes == {"a": 0o700, "b": 0o600, ".incoming": 0o700}
         assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700
 
-    @pytest.mark.parametrize("method", ["put", "newest", "size", "download", "delete"])
+    @pytest.mark.parametrize("method", ["put", "newest", "listing", "size", "download", "delete"])
     def test_a_symbolic_link_does_not_lead_out(self, method: str, tmp_path: Path, source: Path) -> None:
         (tmp_path / "store").mkdir()
         (tmp_path / "store" / "out").symlink_to(tmp_path)
@@ -190,6 +240,7 @@ class TestFolder:
         calls: dict[str, Callable[[], object]] = {
             "put": lambda: store.put("out/new", source),
             "newest": lambda: store.newest("out/"),
+            "listing": lambda: list(store.listing("out/")),
             "size": lambda: store.size("out/source"),
             "download": lambda: store.download("out/source", tmp_path / "back"),
             "delete": lambda: store.delete("out/source"),
@@ -212,3 +263,17 @@ class TestFolder:
         store.put("key", source)
         source.write_bytes(b"other")
         assert store.size("key") == len(b"bytes of a picture")
+
+    def test_folders_that_a_deletion_leaves_empty_go_with_it(self, tmp_path: Path, source: Path) -> None:
+        store = open_storage(Settings(storage_url=f"file://{tmp_path}/store"))
+        for name in ("sessions/a/1/x", "sessions/a/2/x", "sessions/b/1/x", "key"):
+            store.put(name, source)
+        for name in ("sessions/a/1/x", "sessions/b/1/x", "key"):
+            store.delete(name)
+        folders = {path.relative_to(tmp_path / "store").as_posix() for path in (tmp_path / "store").rglob("*")}
+        assert folders == {".incoming", "sessions", "sessions/a", "sessions/a/2", "sessions/a/2/x"}
+        (tmp_path / "store" / "sessions" / "a" / "3" / "left").mkdir(parents=True)
+        store.delete("sessions/a/3/left/gone")
+        store.delete("sessions/a/2/x")
+        assert [path.name for path in (tmp_path / "store").iterdir() if path.name[0] != "."] == ["sessions"]
+        assert list((tmp_path / "store" / "sessions").iterdir()) == []

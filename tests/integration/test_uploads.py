@@ -19,9 +19,9 @@ import httpx
 import pytest
 from sqlalchemy import Engine
 
-from tasks.contracts import Attempt
+from tasks.contracts import Attempt, Status
 from tasks.database import database_for
-from tasks.database.attempts import get_attempt, register_upload
+from tasks.database.attempts import close, get_attempt, register_upload
 from tasks.errors import DatabaseUnavailable, OrchestratorUnavailable, StorageUnavailable
 from tasks.settings import Settings
 from tasks.storage import open_storage
@@ -250,6 +250,11 @@ class TestUploads:
         assert session.get("/sessions/s-1").json()["files"]["id_image"] is None
 
 
+def delete(settings: Settings) -> None:
+    """Delete the session for every reader; what is in storage stays for now."""
+    assert close(database_for(settings), "s-1", 1, Status.DELETED, by="test")
+
+
 class TestWhatHappensMeanwhile:
     """While a body comes, or between two uploads."""
 
@@ -286,6 +291,39 @@ class TestWhatHappensMeanwhile:
         assert (status, answer["code"]) == (409, "SESSION_DECIDED")
         assert set(objects(settings)) == before
         assert session.put(CARD, content=picture(40)).json() == answer
+
+    def test_a_deletion_during_an_upload_leaves_no_object_behind(
+        self, session: httpx.Client, settings: Settings, trigger: Recorder
+    ) -> None:
+        with half_sent(session, settings, CARD, picture(40)) as finish:
+            delete(settings)
+            status, answer = finish()
+        assert (status, answer["code"]) == (410, "SESSION_DELETED")
+        assert (objects(settings), incoming(settings), trigger.told) == ([], [], [])
+
+    def test_a_deletion_between_the_body_and_its_registration_leaves_no_object_behind(
+        self, session: httpx.Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put = LocalStorage.put
+
+        def put_and_delete_session(self: LocalStorage, key: str, source: Path) -> None:
+            put(self, key, source)
+            assert len(objects(settings)) == 1
+            delete(settings)
+
+        monkeypatch.setattr(LocalStorage, "put", put_and_delete_session)
+        assert_problem(session.put(CARD, content=picture()), 410, "SESSION_DELETED")
+        assert (objects(settings), incoming(settings)) == ([], [])
+
+    def test_a_file_that_is_there_already_is_refused_after_a_deletion(
+        self, session: httpx.Client, settings: Settings, trigger: Recorder
+    ) -> None:
+        session.put(CARD, content=picture(40))
+        with half_sent(session, settings, CARD, picture(40)) as finish:
+            delete(settings)
+            status, answer = finish()
+        assert (status, answer["code"]) == (410, "SESSION_DELETED")
+        assert len(trigger.told) == 1
 
     def test_a_refusal_stays_one_when_its_object_cannot_be_deleted(
         self,

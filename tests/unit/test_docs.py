@@ -137,12 +137,7 @@ def test_executed_blocks_are_there_and_use_nothing_undeclared(name: str) -> None
 
 def test_architecture_has_the_error_tree_of_the_code() -> None:
     tree = (CHECKOUT / "docs" / "architecture.md").read_text().split("## Errors")[1].split("```")[1]
-    named = set(
-        re.findall(
-            r"[A-Z][A-Za-z]+(?:Error|Unavailable|Missing|Changed|Failed|Refused|Session|Decided|Undecided)\b|Refused",
-            tree,
-        )
-    )
+    named = set(re.findall(r"(?<![A-Za-z])[A-Z][a-z]+(?:[A-Z][a-z]+)+|Refused", tree))
     classes = {
         name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.KycflowError)
     }

@@ -1,8 +1,11 @@
 """What a run shows in the Prefect UI when it has ended."""
 
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Failed
 
 from tasks.contracts import (
     Comparison,
@@ -12,7 +15,9 @@ from tasks.contracts import (
     Reason,
     Thresholds,
 )
-from tasks.report import final_state, markdown
+from tasks.dispatch import seen
+from tasks.errors import DatabaseUnavailable
+from tasks.report import final_state, markdown, unavailable
 from tests.faces import frame, quality, scored
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -84,3 +89,11 @@ def test_an_expired_session_has_no_comparison_to_show() -> None:
     text = markdown(expired, None)
     assert "ID_IMAGE_MISSING" in text
     assert "Comparison" not in text
+
+
+def test_a_run_that_ended_by_a_fault_that_may_pass_is_known_as_such_by_the_sweep() -> None:
+    ended = FlowRun(flow_id=uuid4(), state=unavailable(DatabaseUnavailable("It is away.")))
+    assert seen(ended).failed_for_now
+    assert ended.state is not None
+    assert ended.state.message == "DatabaseUnavailable: It is away."
+    assert not seen(FlowRun(flow_id=uuid4(), state=Failed(message="a bug"))).failed_for_now

@@ -4,6 +4,10 @@ import logging
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+import pytest
+
+from tasks.contracts import Attempt
+from tasks.dispatch import first_look
 from tasks.waiting import QuietWaiting, next_look
 
 CREATED = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -42,7 +46,23 @@ def record(message: str) -> logging.LogRecord:
 
 
 def test_waiting_is_no_error_in_the_log_and_other_ends_stay_as_they_are() -> None:
-    ends = [record(f"Finished in state {state}('…')") for state in ("AwaitingFiles", "Scheduled", "Crashed")]
+    states = ("AwaitingFiles", "AwaitingComparison", "Scheduled", "Crashed")
+    ends = [record(f"Finished in state {state}('…')") for state in states]
     for one in ends:
         assert QuietWaiting().filter(one)
-    assert [one.levelno for one in ends] == [logging.INFO, logging.INFO, logging.ERROR]
+    assert [one.levelno for one in ends] == [logging.INFO, logging.INFO, logging.INFO, logging.ERROR]
+
+
+@pytest.mark.parametrize(
+    ("announced", "seconds", "looks_after"),
+    [
+        (True, 10, 3600),  # each upload wakes it
+        (False, 10, 10),
+        (False, 7200, 3600),
+    ],
+)
+def test_a_run_that_is_woken_by_uploads_looks_at_its_deadline_only(
+    announced: bool, seconds: float, looks_after: float
+) -> None:
+    attempt = Attempt(session_id="s", attempt=1, created_at=CREATED, deadline_at=DEADLINE, announced=announced)
+    assert (first_look(attempt, CREATED, seconds) - CREATED).total_seconds() == looks_after

@@ -1,0 +1,256 @@
+"""What stops which duplicate: one test for each row of the table in docs/architecture.md, with real processes.
+
+All run on both databases. The rows that are a matter of SQL alone are in tests/integration/test_leases.py and
+test_status.py, likewise on both.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Scheduled
+from sqlalchemy import select
+
+from deployments.demo_card import draw_card
+from deployments.demo_media import DemoMedia, portraits
+from tasks.contracts import FileKind, StoredFile, comparison_key
+from tasks.database.attempts import get_attempt, open_attempt
+from tasks.database.comparisons import get_comparison
+from tasks.database.engine import close_databases, reading
+from tasks.database.leases import holders
+from tasks.database.schema import upgrade
+from tasks.database.tables import AuditRow, DecisionRow
+from tasks.faces.models import engine_config
+from tasks.liveness import run_lease
+from tasks.settings import Settings
+from tasks.trigger import trigger
+from tests.databases import postgres_url
+from tests.system import DECISION_SECONDS, System, eventually, kycflow_up
+
+SOON = 0.005
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def anywhere(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, weights: list[Path]
+) -> Iterator[System]:
+    """A running system with its database on SQLite or PostgreSQL."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("system")
+        return
+    with postgres_url() as url:
+        upgrade(url)
+        state = tmp_path_factory.mktemp("postgresql") / "state"
+        with kycflow_up(state, weights[0].parent, KYCFLOW_DATABASE_URL=url) as system:
+            yield system
+        close_databases()
+
+
+class Pair:
+    """Two files that no other test has, recorded for a session that Prefect does not know of."""
+
+    def __init__(self, system: System, session_id: str, card: Path, video: Path) -> None:
+        self.system, self.session_id = system, session_id
+        open_attempt(system.database, session_id, 1, 3600)
+        self.reference = system.record(session_id, FileKind.ID_IMAGE, card)
+        self.probe = system.record(session_id, FileKind.SELFIE_VIDEO, video)
+        self.key = comparison_key(self.reference.sha256, self.probe.sha256, engine_config(Settings()))
+
+    def trigger(self, times: int = 1) -> None:
+        """Tell Prefect, so many times at once."""
+        attempt = get_attempt(self.system.database, self.session_id)
+
+        async def tell() -> None:
+            await asyncio.gather(*(trigger(attempt) for _ in range(times)))
+
+        with temporary_settings({PREFECT_API_URL: self.system.addresses.prefect_api}):
+            asyncio.run(tell())
+
+    def starts(self) -> int:
+        """How often its computation was started."""
+        return len(self.system.audit(self.key))
+
+    def stored(self) -> bool:
+        """Whether its row is there."""
+        return get_comparison(self.system.database, self.key) is not None
+
+    def until(self, seen: bool, what: str) -> None:
+        """Wait closely for `computing` or `stored` to be as wanted."""
+        look = self.starts if what == "computing" else self.stored
+        deadline = time.monotonic() + DECISION_SECONDS
+        while bool(look()) != seen:
+            assert time.monotonic() < deadline, f"{what} is not {seen}"
+            time.sleep(SOON)
+
+    def decided(self) -> str:
+        """Its decision, when it is there."""
+        decision = eventually(lambda: get_attempt(self.system.database, self.session_id).decision)
+        return decision.decision.value
+
+    def ended(self) -> str:
+        """Name of the state in which the session's one flow run ends."""
+
+        def look() -> str | None:
+            (run,) = self.system.session_runs(self.session_id)
+            return run.state.name if run.state is not None and run.state.is_final() else None
+
+        return eventually(look)
+
+
+@pytest.fixture
+def pair(
+    anywhere: System,
+    session_id: str,
+    demo_media: DemoMedia,
+    media_settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Pair:
+    """A genuine pair: the right decision is match."""
+    for name, value in (
+        ("KYCFLOW_STATE_DIR", str(anywhere.settings.state_dir)),
+        ("KYCFLOW_DATABASE_URL", anywhere.settings.database_url or ""),
+    ):
+        monkeypatch.setenv(name, value)
+    card = tmp_path / "card.jpg"
+    card.write_bytes(draw_card(portraits(media_settings)[0], serial=time.time_ns() % 10**6))
+    return Pair(anywhere, session_id, card, demo_media.selfie_video)
+
+
+def test_fifty_triggers_at_once_give_one_flow_run_one_comparison_and_one_decision(pair: Pair) -> None:
+    """Without the idempotency key there are 50 flow runs."""
+    pair.trigger(50)
+    assert pair.decided() == "match"
+    assert pair.ended() == "Match"
+    assert pair.starts() == 1
+    with reading(pair.system.database) as session:
+        assert len(session.scalars(select(DecisionRow).where(DecisionRow.session_id == pair.session_id)).all()) == 1
+
+
+def test_a_session_started_again_after_its_decision_and_another_with_its_files_compute_nothing(
+    pair: Pair, demo_media: DemoMedia, tmp_path: Path
+) -> None:
+    """Without the look for the stored row, each computes again."""
+    pair.trigger()
+    assert pair.decided() == "match"
+    assert pair.ended() == "Match"
+    (run,) = pair.system.session_runs(pair.session_id)
+    pair.system.prefect(lambda client: client.set_flow_run_state(run.id, Scheduled(), force=True))
+    twin = Pair(pair.system, f"{pair.session_id}-twin", tmp_path / "card.jpg", demo_media.selfie_video)
+    assert twin.key == pair.key
+    twin.trigger()
+    assert twin.decided() == "match"
+    eventually(lambda: True if pair.system.session_runs(pair.session_id)[0].run_count >= 2 else None)
+    assert pair.ended() == "Match"
+    assert pair.starts() == 1
+
+
+def test_a_worker_killed_in_the_middle_of_a_comparison_has_it_running_again_within_30_seconds(pair: Pair) -> None:
+    """Without the sweep it never runs again."""
+    pair.trigger()
+    pair.until(True, "computing")
+    pair.system.kill_worker("gpu")
+    killed = time.monotonic()
+    assert not pair.stored(), "It was killed too late: the row is there."
+    eventually(lambda: True if pair.starts() == 2 else None)
+    seconds = time.monotonic() - killed
+    assert pair.decided() == "match"
+    assert pair.starts() == 2
+    print(f"running again after {seconds:.1f} s")
+    assert seconds < 30
+
+
+def test_a_worker_killed_after_the_row_was_stored_before_anyone_knew_costs_no_second_computation(pair: Pair) -> None:
+    """Without the unique comparison key it is computed again."""
+    pair.trigger()
+    pair.until(True, "stored")
+    pair.system.kill_worker("gpu")
+    assert pair.decided() == "match"
+    assert pair.starts() == 1
+    run_id = get_attempt(pair.system.database, pair.session_id).comparison_run_id
+    assert run_id is not None
+    assert pair.system.ended_run(run_id).state_name == "Completed"
+
+
+def test_a_session_worker_killed_while_it_starts_a_run_loses_nothing(pair: Pair) -> None:
+    """Killed in Pending, and once more in Running. Without the sweep the run stays there for ever."""
+    pair.trigger()
+    for state in ("PENDING", "RUNNING"):
+        eventually(lambda state=state: True if _type(pair) == state else None)  # type: ignore[misc]
+        pair.system.kill_worker("sessions")
+    assert pair.decided() == "match"
+    assert pair.ended() == "Match"
+    assert pair.starts() == 1
+
+
+def _type(pair: Pair) -> str | None:
+    (run,) = pair.system.session_runs(pair.session_id)
+    return run.state_type.value if run.state_type is not None else None
+
+
+def test_a_paused_holder_writes_nothing_after_its_comparison_was_taken_over(pair: Pair) -> None:
+    """SIGSTOP for longer than the lease, then SIGCONT. Without the token it would store its own row and picture."""
+    pair.trigger()
+    pair.until(True, "computing")
+    (paused,) = [
+        process
+        for process in pair.system.worker("gpu").children(recursive=True)
+        if "prefect.flow_engine" in " ".join(process.cmdline()) or "prefect.engine" in " ".join(process.cmdline())
+    ]
+    paused.suspend()
+    try:
+        assert not pair.stored(), "It was paused too late: the row is there."
+        pair.until(True, "stored")
+        by_other = get_comparison(pair.system.database, pair.key)
+        assert pair.starts() == 2
+    finally:
+        paused.resume()
+    psutil.wait_procs([paused], timeout=DECISION_SECONDS)
+    assert not paused.is_running()
+    assert get_comparison(pair.system.database, pair.key) == by_other
+    with reading(pair.system.database) as session:
+        stores = (AuditRow.comparison_key == pair.key) & (AuditRow.event == "comparison_stored")
+        assert len(session.scalars(select(AuditRow).where(stores)).all()) == 1
+    assert pair.decided() == "match"
+
+
+COMPARE = """
+import sys
+from flows.compare_faces import compare_faces
+from tasks.contracts import StoredFile
+compare_faces(*(StoredFile.model_validate_json(one) for one in sys.argv[1:]))
+"""
+
+
+def test_two_runs_that_want_the_same_comparison_at_once_compute_it_once(pair: Pair) -> None:
+    """Two processes, as on two GPU workers. Without the lease both compute."""
+    environment = {
+        **os.environ,
+        **pair.system.environment,
+        "PREFECT_API_URL": pair.system.addresses.prefect_api,
+        "KYCFLOW_STATE_DIR": str(pair.system.settings.state_dir),
+    }
+
+    def start(reference: StoredFile, probe: StoredFile) -> subprocess.Popen[bytes]:
+        files = (reference.model_dump_json(), probe.model_dump_json())
+        return subprocess.Popen([sys.executable, "-c", COMPARE, *files], env=environment)
+
+    both = [start(pair.reference, pair.probe) for _ in range(2)]
+    assert [process.wait(DECISION_SECONDS) for process in both] == [0, 0]
+    assert pair.stored()
+    assert pair.starts() == 1
+
+
+def test_a_run_that_ended_gives_no_sign_of_life_any_more(pair: Pair) -> None:
+    """Else the sweep would take a run that is started again later for lost."""
+    pair.trigger()
+    assert pair.ended() == "Match"
+    (run,) = pair.system.session_runs(pair.session_id)
+    eventually(lambda: True if not holders(pair.system.database, [run_lease(run.id)]) else None, 30)

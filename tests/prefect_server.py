@@ -1,0 +1,48 @@
+"""A Prefect server of a test's own, with nothing in it: what an operator has before `kycflow deploy`."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from deployments.stack import LOOPBACK, stop_tree
+from tests.system import START_SECONDS, eventually
+
+
+@contextmanager
+def prefect_server(home: Path, **variables: str) -> Iterator[str]:
+    """Start one, wait until it answers; its API's address. `variables` are its environment, beside the usual."""
+    home.mkdir(parents=True)
+    with socket.create_server((LOOPBACK, 0)) as free:
+        port = free.getsockname()[1]
+    address = f"http://{LOOPBACK}:{port}/api"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("KYCFLOW_", "PREFECT_"))}
+    environment |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **variables}
+
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deployments.prefect_server", "--host", LOOPBACK, "--port", str(port)],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def ready() -> bool | None:
+        assert process.poll() is None, (home / "server.log").read_text()
+        try:
+            # Its home, as another test run may have taken the port.
+            return httpx.get(f"{address}/admin/settings", timeout=5).json()["home"] == str(home) or None
+        except httpx.TransportError:
+            return None
+
+    try:
+        eventually(ready, START_SECONDS)
+        yield address
+    finally:
+        stop_tree(process)
