@@ -1,0 +1,88 @@
+"""A real system to break: own PostgreSQL, S3 server, Prefect server, upload service and workers, each a process."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deployments.stack import Stack
+from tasks.errors import ConfigurationError
+from tasks.settings import Settings
+from tests.chaos.outage import OutageProxy, s3_outage_proxy
+from tests.chaos.postgresql import PostgreSQL, postgresql, serve_everything
+from tests.s3_server import ACCESS_KEY, SECRET_KEY, s3_server
+
+
+@dataclass
+class World:
+    """Its parts, and what can be done to them."""
+
+    settings: Settings
+    stack: Stack
+    proxy: OutageProxy
+    database: PostgreSQL | None
+    trouble: list[str] = field(default_factory=list)
+
+    def kill(self, part: str) -> None:
+        """Kill a process and all that it has started, at once, as a machine that fails does."""
+        process = psutil.Process(self.stack.pid(part))
+        for one in [process, *process.children(recursive=True)]:
+            try:
+                one.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+
+@contextmanager
+def world(state_dir: Path, weights_dir: Path, *, embedded: bool) -> Iterator[World]:
+    """Start everything; whatever ends by itself is started again, as `kycflow up` does.
+
+    Args:
+        embedded: SQLite for both databases, in place of PostgreSQL.
+    """
+    with ExitStack() as exits:
+        patch = exits.enter_context(pytest.MonkeyPatch.context())
+        for name in [name for name in os.environ if name.startswith(("KYCFLOW_", "PREFECT_", "AWS_"))]:
+            patch.delenv(name)
+        variables = {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "KYCFLOW_STATE_DIR": str(state_dir),
+            "KYCFLOW_MODELS_FOLDER": str(weights_dir),
+            "KYCFLOW_STORAGE_URL": "s3://kycflow/chaos",
+        }
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        state_dir.mkdir(parents=True)
+        (state_dir / "s3").mkdir()
+        server = exits.enter_context(s3_server(state_dir / "s3", state_dir / "s3.log"))
+        server.create_bucket("kycflow")
+        proxy = exits.enter_context(s3_outage_proxy(server.url))
+        patch.setenv("KYCFLOW_S3_ENDPOINT_URL", proxy.url)
+        cluster = None if embedded else exits.enter_context(postgresql())
+        if cluster is not None:
+            serve_everything(cluster, patch)
+        settings = Settings()
+        stack = exits.enter_context(Stack(settings))
+        made = World(settings, stack, proxy, cluster)
+        end = threading.Event()
+        keeper = threading.Thread(target=_supervise, args=(made, end), daemon=True)
+        keeper.start()
+        exits.callback(keeper.join)
+        exits.callback(end.set)
+        yield made
+
+
+def _supervise(made: World, end: threading.Event) -> None:
+    while not end.wait(0.5):
+        try:
+            made.stack.check()
+        except ConfigurationError as exc:
+            made.trouble.append(str(exc))
+            return
