@@ -148,7 +148,7 @@ def deploy() -> None:
     from deployments import provision
 
     with err.status("Deploying"):
-        asyncio.run(provision.create_pools())
+        asyncio.run(provision.create_pools(Settings().worker_type))
         provision.deploy()
     out.print("Work pools and deployments are in place.")
 

@@ -19,7 +19,9 @@ from tasks.dispatch import TAG
 
 LOST_RUNS = "kycflow: end runs whose process is gone"
 SILENCE = timedelta(seconds=90)
-"""How long a run's process may send no heartbeat. prefect.yaml has it send one every 30 seconds, Prefect's least."""
+"""How long a run's process may send no heartbeat."""
+HEARTBEAT_SECONDS = 30
+"""How often it sends one: Prefect's least."""
 WATCHED_TAGS = ("comparison", "evaluation", "upkeep")
 """Of the deployments in prefect.yaml, those whose runs have a process from their beginning to their end."""
 EVENT_DAYS = 7

@@ -127,7 +127,7 @@ class Stack:
         self._run("prefect-server", "deployments.prefect_server", "--host", LOOPBACK, "--port", str(prefect_port))
         self._wait_for("prefect-server", f"{self.addresses.prefect_api}/health")
         with temporary_settings({PREFECT_API_URL: self.addresses.prefect_api}):
-            asyncio.run(create_pools())
+            asyncio.run(create_pools(settings.worker_type))
         self._run(
             "upload-service",
             *("uvicorn", "--factory", "deployments.upload_service.app:create_app"),

@@ -18,8 +18,8 @@ import typer
 from deployments.provision import SESSIONS
 from tasks.dispatch import start_sweep
 from tasks.errors import KycflowError
-from tasks.leasing import sign_of_life, worker_name
-from tasks.liveness import worker_lease
+from tasks.leasing import worker_name
+from tasks.liveness import worker_alive
 
 SWEEP_SECONDS = 60
 """As in prefect.yaml: until the schedule's next sweep takes over."""
@@ -35,7 +35,7 @@ def work(pool: Annotated[str, typer.Option(help="Work pool: sessions or gpu.")])
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if pool == SESSIONS:
         threading.Thread(target=_sweep, name="first sweep", daemon=True).start()
-    with sign_of_life(worker_lease(name), name, forget=False):
+    with worker_alive(name):
         runpy.run_module("prefect", run_name="__main__", alter_sys=True)
 
 

@@ -15,6 +15,18 @@ from tasks.report import unavailable
 from tasks.settings import Settings
 
 
+def warm_up() -> None:
+    """Load the engine. A resident worker calls this before it takes runs.
+
+    Raises:
+        ConfigurationError: weights are missing. ComputeUnavailable: there is no device for them.
+    """
+    from tasks.faces.engine import load_engine  # session workers have no engine
+
+    settings = Settings()
+    load_engine(engine_config(settings), settings)
+
+
 @flow(name="compare-faces", on_cancellation=[comparison_cancelled])
 def compare_faces(
     reference: StoredFile,

@@ -45,6 +45,20 @@ PAGE = 200
 log = logging.getLogger(__name__)
 
 
+def on_worker(name: str) -> str:
+    """The message of a state that a worker's own process sets: `worker_of` reads it."""
+    return f"On worker {name}"
+
+
+def worker_of(run: FlowRun) -> str:
+    """Name of the worker that has a flow run: as its state tells, or its label. Empty if neither does."""
+    message = "" if run.state is None else run.state.message or ""
+    prefix = on_worker("")
+    return (
+        message.removeprefix(prefix) if message.startswith(prefix) else str(run.labels.get("prefect.worker.name", ""))
+    )
+
+
 @asynccontextmanager
 async def prefect_api() -> AsyncIterator[PrefectClient]:
     """A client of Prefect's API whose failures are ours.

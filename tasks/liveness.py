@@ -6,7 +6,11 @@ from uuid import UUID
 
 from prefect.context import FlowRunContext
 
+from tasks.dispatch import worker_of
 from tasks.leasing import sign_of_life
+
+_here: set[str] = set()
+"""The workers of this process."""
 
 
 def run_lease(flow_run_id: UUID | str) -> str:
@@ -20,11 +24,22 @@ def worker_lease(name: str) -> str:
 
 
 @contextmanager
+def worker_alive(name: str) -> Iterator[None]:
+    """Give a sign of life for a worker, and for all flow runs in its process, while the block runs."""
+    with sign_of_life(worker_lease(name), name, forget=False):
+        _here.add(name)
+        try:
+            yield
+        finally:
+            _here.discard(name)
+
+
+@contextmanager
 def alive() -> Iterator[None]:
-    """Give a sign of life for the current flow run while the block runs."""
+    """Give a sign of life for the current flow run while the block runs. Its worker's is enough in the same process."""
     context = FlowRunContext.get()
     run = None if context is None else context.flow_run
-    if run is None or run.state is None:
+    if run is None or run.state is None or worker_of(run) in _here:
         yield
         return
     with sign_of_life(run_lease(run.id), str(run.state.id), forget=True):

@@ -126,6 +126,21 @@ class Settings(BaseSettings):
         5, ge=0, le=100, description="How often a flow run is started again after a fault before it is given up."
     )
 
+    worker_type: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")] = Field(
+        "resident",
+        description="Type of the work pools that `kycflow up` and `kycflow deploy` create: `resident`, or a type of "
+        "Prefect's such as `process` or `kubernetes`.",
+    )
+    drain_seconds: float = Field(
+        30,
+        ge=0,
+        le=3600,
+        description="How long a resident worker that is told to end lets its flow runs finish. It hands back the rest.",
+    )
+    worker_memory_mib: int | None = Field(
+        None, ge=256, description="Memory, in MiB, above which a resident worker drains and ends, to be started again."
+    )
+
     media_retention_days: int = Field(
         30,
         ge=1,

@@ -26,7 +26,7 @@ from tasks.database import database_for
 from tasks.database.attempts import count_recovery, in_progress, overdue, some_attempts
 from tasks.database.comparisons import finished
 from tasks.database.leases import Held, Lease, break_leases, claim, forget_expired, holders, renew
-from tasks.dispatch import PAGE, busy_runs, prefect_api, read_runs, schedule_now, seen
+from tasks.dispatch import PAGE, busy_runs, prefect_api, read_runs, schedule_now, seen, worker_of
 from tasks.ending import cancel_session, give_up
 from tasks.errors import RetryableError
 from tasks.faces.models import engine_config
@@ -229,7 +229,7 @@ def _comparison_of(run: FlowRun, settings: Settings) -> str | None:
 
 def _with_life(database: Engine, busy: list[FlowRun], others: list[FlowRun]) -> dict[UUID, Run]:
     """The runs, each with whether its process is there: one query."""
-    workers = {run.id: worker_lease(str(run.labels.get("prefect.worker.name"))) for run in busy}
+    workers = {run.id: worker_lease(worker_of(run)) for run in busy}
     held = holders(database, [*{*workers.values()}, *(run_lease(run.id) for run in [*busy, *others])])
     found = {run.id: seen(run, alive=_alive(run, held, held.get(workers[run.id]))) for run in busy}
     for run in others:

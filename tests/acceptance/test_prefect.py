@@ -84,7 +84,7 @@ def test_the_sweep_has_its_schedule_and_runs_are_planned(system: System) -> None
 
 
 def test_limits_stand_at_queues_so_that_lost_runs_leave_the_sweep_its_place(system: System) -> None:
-    for name, limit, _ in POOLS:
+    for name, _, limit, _ in POOLS:
         pool = httpx.get(f"{system.addresses.prefect_api}/work_pools/{name}").json()
         queues = httpx.post(f"{system.addresses.prefect_api}/work_pools/{name}/queues/filter", json={}).json()
         assert pool["concurrency_limit"] is None

@@ -23,8 +23,15 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
 from deployments.doctor import Finding, examine_prefect
-from deployments.provision import SESSIONS, UPKEEP_QUEUE, create_pools, deploy
-from deployments.server_configuration import LOST_RUNS, SILENCE, WATCHED_TAGS, as_wanted, lost_runs_automation
+from deployments.provision import POOLS, SESSIONS, UPKEEP_QUEUE, create_pools, deploy
+from deployments.server_configuration import (
+    HEARTBEAT_SECONDS,
+    LOST_RUNS,
+    SILENCE,
+    WATCHED_TAGS,
+    as_wanted,
+    lost_runs_automation,
+)
 from tasks.dispatch import TAG, awaiting_files, prefect_api
 from tasks.settings import Settings
 from tests.prefect_server import prefect_server
@@ -63,7 +70,7 @@ def _provisioned(server: str) -> Iterator[None]:
 
 def provision() -> None:
     """What `kycflow deploy` does beside `prefect deploy`."""
-    asyncio.run(create_pools())
+    asyncio.run(create_pools("process"))
 
 
 def prefect(call: Callable[[PrefectClient], Awaitable[T]]) -> T:
@@ -180,7 +187,7 @@ def test_several_who_deploy_at_once_leave_one_automation() -> None:
     delete()
 
     async def at_once() -> None:
-        await asyncio.gather(*(create_pools() for _ in range(5)))
+        await asyncio.gather(*(create_pools("process") for _ in range(5)))
 
     asyncio.run(at_once())
     assert len(automations()) == 1
@@ -280,8 +287,11 @@ def test_every_run_is_watched_but_for_sessions_and_sends_three_heartbeats_in_the
     for deployment in found:
         assert TAG in deployment["tags"]
         assert ({"session"} | set(WATCHED_TAGS)) & set(deployment["tags"]), deployment["name"]
-        seconds = int(deployment["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
-        assert timedelta(seconds=3 * seconds) <= SILENCE, deployment["name"]
+    for pool, *_ in POOLS:
+        variables = httpx.get(f"{server}/work_pools/{pool}").json()["base_job_template"]["variables"]["properties"]
+        seconds = int(variables["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+        assert timedelta(seconds=3 * seconds) <= SILENCE
+    assert timedelta(seconds=3 * HEARTBEAT_SECONDS) <= SILENCE  # and so a resident worker sends them
 
 
 def test_a_run_whose_process_was_killed_is_ended_and_those_that_wait_are_not(server: str, tmp_path: Path) -> None:

@@ -1,0 +1,213 @@
+"""Executes flow runs in this process: asynchronous flows on one event loop, synchronous ones in a thread each.
+
+The loop has a thread of its own, so that a flow that blocks it stops neither the worker's polling nor its heartbeats.
+"""
+
+import asyncio
+import concurrent.futures
+import contextvars
+import ctypes
+import logging
+import threading
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import Abort, Pause
+
+from deployments.resident.engine import (
+    AsyncEngine,
+    Stop,
+    Stopped,
+    SyncEngine,
+    client_context,
+    engine_for,
+    sync_client_context,
+)
+from deployments.server_configuration import HEARTBEAT_SECONDS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Execution:
+    engine: AsyncEngine | SyncEngine
+    started: float = field(default_factory=time.monotonic)
+    task: "asyncio.Task[None] | None" = None
+    thread: threading.Thread | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    over: bool = False
+
+
+class Runtime:
+    """The place where flow runs are executed. `start` it, and `close` it when nothing runs any more."""
+
+    def __init__(self, worker_name: str) -> None:
+        self._worker_name = worker_name
+        self._loop = asyncio.new_event_loop()
+        self._executions: dict[UUID, _Execution] = {}
+        self._base = contextvars.Context()
+        self._tasks: set[asyncio.Task[None]] = set()
+        # In the context of who makes it: Prefect's settings are found there.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._serve,), name="flow runs", daemon=True)
+        self._end = asyncio.Event()
+        self._ready = threading.Event()
+
+    def start(self) -> None:
+        """Start the loop."""
+        self._thread.start()
+        self._ready.wait()
+
+    def close(self) -> None:
+        """End the loop. Threads that do not end are left to the end of the process."""
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(5)
+
+    @property
+    def running(self) -> list[UUID]:
+        """The flow runs that are being executed."""
+        return list(self._executions)
+
+    async def execute(self, flow: Flow[..., Any], flow_run: FlowRun) -> Stop | None:
+        """Execute a flow run to its end; its state tells how that was.
+
+        Returns why it was stopped, where that came too early for its state to tell.
+
+        Raises:
+            Exception: its state could not be set, or the engine could not begin.
+        """
+        execution = _Execution(engine_for(flow, flow_run, self._worker_name))
+        self._executions[flow_run.id] = execution
+        try:
+            if isinstance(execution.engine, AsyncEngine):
+                future = self._soon(self._run_async(execution, execution.engine))
+            else:
+                future = self._in_thread(execution, execution.engine)
+            await asyncio.shield(asyncio.wrap_future(future))
+            return None if execution.engine.told else execution.engine.stop
+        finally:
+            self._executions.pop(flow_run.id, None)
+
+    def stop(self, flow_run_id: UUID, why: Stop) -> bool:
+        """Stop a run: an asynchronous flow at its next await, another one at its next line of Python.
+
+        False when it does not run here.
+        """
+        execution = self._executions.get(flow_run_id)
+        if execution is None:
+            return False
+        with execution.lock:
+            if execution.over or execution.engine.stop is not None:
+                return True
+            execution.engine.stop = why
+            if execution.task is not None:
+                self._loop.call_soon_threadsafe(execution.task.cancel)
+            elif execution.thread is not None and execution.thread.ident is not None:
+                raise_in(execution.thread.ident, Stopped)
+        return True
+
+    def responds(self, seconds: float) -> bool:
+        """Whether the loop takes up new work within so many seconds, or a flow blocks it."""
+        answer = threading.Event()
+        self._loop.call_soon_threadsafe(answer.set)
+        return answer.wait(seconds)
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> "concurrent.futures.Future[None]":
+        future: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        async def done() -> None:
+            try:
+                await work
+            except BaseException as exc:
+                future.set_exception(exc)
+            else:
+                future.set_result(None)
+
+        def begin() -> None:
+            task = self._loop.create_task(done(), context=self._base.copy())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        self._loop.call_soon_threadsafe(begin)
+        return future
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._until_end())
+        self._loop.close()
+
+    async def _until_end(self) -> None:
+        with sync_client_context():
+            async with client_context():
+                self._base = contextvars.copy_context()
+                self._ready.set()
+                beats = asyncio.create_task(self._beats())
+                await self._end.wait()
+                beats.cancel()
+
+    async def _beats(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            for execution in list(self._executions.values()):
+                execution.engine.beat()
+
+    async def _run_async(self, execution: _Execution, engine: AsyncEngine) -> None:
+        with execution.lock:
+            if engine.stop is not None:
+                return
+            execution.task = asyncio.current_task()
+        try:
+            async with engine.start():
+                while engine.is_running():
+                    async with engine.run_context():
+                        await engine.call_flow_fn()  # type: ignore[unused-coroutine]
+        except (Abort, Pause, asyncio.CancelledError):
+            pass
+        finally:
+            with execution.lock:
+                execution.over = True
+
+    def _in_thread(self, execution: _Execution, engine: SyncEngine) -> "concurrent.futures.Future[None]":
+        future: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def work() -> None:
+            try:
+                with sync_client_context():
+                    self._run_sync(execution, engine)
+            except BaseException as exc:
+                future.set_exception(exc)
+            else:
+                future.set_result(None)
+
+        execution.thread = threading.Thread(
+            target=self._base.copy().run, args=(work,), name=f"flow run {engine.run_id}", daemon=True
+        )
+        execution.thread.start()
+        return future
+
+    def _run_sync(self, execution: _Execution, engine: SyncEngine) -> None:
+        if engine.stop is not None:
+            return
+        try:
+            with engine.start():
+                while engine.is_running():
+                    with engine.run_context():
+                        engine.call_flow_fn()
+        except (Abort, Pause, Stopped):
+            pass
+        finally:
+            with execution.lock:
+                execution.over = True
+                raise_in(threading.get_ident(), None)
+
+
+def raise_in(thread_id: int, error: type[BaseException] | None) -> None:
+    """Raise an exception in a thread at its next line of Python; None takes back one that was not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread_id), ctypes.py_object(error) if error is not None else None
+    )
