@@ -18,7 +18,7 @@ import psutil
 from filelock import FileLock, Timeout
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments.provision import POOLS, create_pools, deploy
+from deployments.provision import POOLS, RESIDENT, create_pools, deploy
 from deployments.server_configuration import retention_variables
 from tasks.database import database_for
 from tasks.errors import ConfigurationError
@@ -233,7 +233,7 @@ def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
         # Runs are taken when they are due, at once.
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "0.25" if settings.worker_type == RESIDENT else "1",
         "PREFECT_WORKER_PREFETCH_SECONDS": "0",
         # What tasks log is seen at their flow run in the UI.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",

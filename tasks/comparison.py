@@ -72,7 +72,11 @@ async def request_comparison(
             if not await asyncio.to_thread(waiting_for, database, key):
                 await cancel(run_id, "Nobody waits for it")
             raise SessionCancelled(f"Attempt {attempt} of session {session_id!r} was closed meanwhile.")
-    run = seen(await wait_for_end(run_id, settings.comparison_patience_seconds))
+
+    async def stored() -> bool:
+        return await asyncio.to_thread(get_comparison, database, key) is not None
+
+    run = seen(await wait_for_end(run_id, settings.comparison_patience_seconds, stored))
     if (row := await asyncio.to_thread(get_comparison, database, key)) is not None:
         return row
     if not run.spent(settings.most_recoveries):

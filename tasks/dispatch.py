@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -39,6 +39,9 @@ FAULTS = {StateType.FAILED, StateType.CRASHED}
 BUSY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 QUEUED_SECONDS = 5
 """An idle worker has taken a run by then. One that still queues may do so for long."""
+# Between looks at a comparison's row, and at its flow run.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
+RUN_PAUSE_SECONDS = 1.5
 PAGE = 200
 """Most flow runs that Prefect's API gives in one answer."""
 
@@ -276,20 +279,28 @@ async def start_sweep(repeat_seconds: int) -> None:
         await arun_deployment(SWEEP_SESSIONS, client=client, parameters={"repeat_seconds": repeat_seconds}, timeout=0)
 
 
-async def wait_for_end(flow_run_id: UUID, seconds: float) -> FlowRun:
+async def wait_for_end(flow_run_id: UUID, seconds: float, over: Callable[[], Awaitable[bool]]) -> FlowRun:
     """The flow run as soon as it has ended, or as it stands after so many seconds, or once it is known to queue.
+
+    Args:
+        over: whether what it is waited for is there, though the run has not ended: looked at more often.
 
     Raises:
         OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
     """
     begin = time.monotonic()
-    pause = 0.3
+    pause, next_read = FIRST_PAUSE_SECONDS, 0.0
+    run: FlowRun | None = None
     async with prefect_api() as client:
         while True:
-            run = await client.read_flow_run(flow_run_id)
+            there = await over()
             waited = time.monotonic() - begin
+            if run is None or there or waited >= next_read:
+                run = await client.read_flow_run(flow_run_id)
+                next_read = waited + RUN_PAUSE_SECONDS
             queues = run.state is None or run.state.is_scheduled()
-            if (run.state is not None and run.state.is_final()) or waited > (QUEUED_SECONDS if queues else seconds):
+            ended = run.state is not None and run.state.is_final()
+            if there or ended or waited > (QUEUED_SECONDS if queues else seconds):
                 return run
             await asyncio.sleep(pause)
-            pause = min(pause * 1.2, 2)
+            pause = min(pause * 1.1, LONGEST_PAUSE_SECONDS)

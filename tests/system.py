@@ -49,6 +49,11 @@ class System:
     """Of `kycflow up`."""
 
     @property
+    def resident(self) -> bool:
+        """Whether its workers execute flow runs in their own process."""
+        return self.settings.worker_type == "resident"
+
+    @property
     def database(self) -> Engine:
         """kycflow's own database."""
         return database_for(self.settings)
@@ -162,6 +167,7 @@ def kycflow_up(state_dir: Path, weights_dir: Path, **variables: str) -> Iterator
         )
     settings = Settings(
         state_dir=state_dir,
+        worker_type=variables.get("KYCFLOW_WORKER_TYPE", "resident"),
         database_url=variables.get("KYCFLOW_DATABASE_URL"),
         storage_url=variables.get("KYCFLOW_STORAGE_URL"),
         s3_endpoint_url=variables.get("KYCFLOW_S3_ENDPOINT_URL"),

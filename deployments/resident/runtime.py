@@ -1,4 +1,4 @@
-"""Executes flow runs in this process: asynchronous flows on one event loop, synchronous ones in a thread each.
+"""Executes flow runs in this process: asynchronous flows on one event loop, synchronous ones in threads.
 
 The loop has a thread of its own, so that a flow that blocks it stops neither the worker's polling nor its heartbeats.
 """
@@ -8,9 +8,10 @@ import concurrent.futures
 import contextvars
 import ctypes
 import logging
+import queue
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -52,6 +53,7 @@ class Runtime:
         self._executions: dict[UUID, _Execution] = {}
         self._base = contextvars.Context()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._idle: list[_Hand] = []
         # In the context of who makes it: Prefect's settings are found there.
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._serve,), name="flow runs", daemon=True)
@@ -67,6 +69,8 @@ class Runtime:
         """End the loop. Threads that do not end are left to the end of the process."""
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(5)
+        while self._idle:
+            self._idle.pop().work.put(None)
 
     @property
     def running(self) -> list[UUID]:
@@ -177,17 +181,18 @@ class Runtime:
 
         def work() -> None:
             try:
-                with sync_client_context():
-                    self._run_sync(execution, engine)
+                self._run_sync(execution, engine)
             except BaseException as exc:
                 future.set_exception(exc)
             else:
                 future.set_result(None)
 
-        execution.thread = threading.Thread(
-            target=self._base.copy().run, args=(work,), name=f"flow run {engine.run_id}", daemon=True
-        )
-        execution.thread.start()
+        try:
+            hand = self._idle.pop()
+        except IndexError:
+            hand = _Hand(self._base, self._idle)
+        execution.thread = hand
+        hand.work.put(work)
         return future
 
     def _run_sync(self, execution: _Execution, engine: SyncEngine) -> None:
@@ -204,6 +209,25 @@ class Runtime:
             with execution.lock:
                 execution.over = True
                 raise_in(threading.get_ident(), None)
+
+
+class _Hand(threading.Thread):
+    """A thread that runs one synchronous flow after the other, and keeps its connection to Prefect."""
+
+    def __init__(self, base: contextvars.Context, idle: "list[_Hand]") -> None:
+        super().__init__(name="flow run in thread", daemon=True)
+        self.work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._base, self._idle = base.copy(), idle
+        self.start()
+
+    def run(self) -> None:
+        self._base.run(self._work)
+
+    def _work(self) -> None:
+        with sync_client_context():
+            while (work := self.work.get()) is not None:
+                contextvars.copy_context().run(work)
+                self._idle.append(self)
 
 
 def raise_in(thread_id: int, error: type[BaseException] | None) -> None:

@@ -35,7 +35,7 @@ from tasks.dispatch import on_worker
 from tasks.errors import ConfigurationError
 from tasks.settings import MIB, Settings
 
-DEPLOYMENT_SECONDS = 5
+DEPLOYMENT_SECONDS = 20
 """How long a deployment is taken to be as it was read."""
 WATCH_SECONDS = 5
 STOP_SECONDS = 5
@@ -106,6 +106,7 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
         self._taken: deque[UUID | None] = deque(maxlen=10_000)
         self._exit_code = 0
         self._main: asyncio.Task[Any] | None = None
+        self._drainer: asyncio.Task[None] | None = None
 
     async def start(
         self, run_once: bool = False, with_healthcheck: bool = False, printer: Callable[..., None] = print
@@ -128,8 +129,10 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
         """Start the place where flows run, and warm up: load the flows of the pool, and call their `warm_up`."""
         self._runtime.start()
         await super().setup()
-        with suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread, say
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._drain_soon, "it was told to end")
+        loop = asyncio.get_running_loop()
+        with suppress(ValueError):  # not in the main thread
+            # Prefect's command ends at once at this signal.
+            signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(self._drain_soon, "it was told to end"))
         await self._warm_up()
         if self._runs_task_group is not None:
             self._runs_task_group.start_soon(self._watch)
@@ -283,10 +286,10 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
                 self._drain_soon(f"it uses {used:.0f} MiB of memory, more than {bound}")
 
     def _drain_soon(self, why: str) -> None:
-        if not self._draining and self._runs_task_group is not None:
+        if not self._draining:
             self._draining = True
             self._logger.info("Worker takes no more flow runs, as %s; %d are running.", why, len(self._runtime.running))
-            self._runs_task_group.start_soon(self._drain)
+            self._drainer = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
         await _until(lambda: not self._submitting_flow_run_ids, self._settings.drain_seconds)

@@ -17,6 +17,14 @@ def system(tmp_path_factory: pytest.TempPathFactory, media_settings: Settings, w
         yield system
 
 
+@pytest.fixture(scope="session")
+def stock_system(tmp_path_factory: pytest.TempPathFactory, weights: list[Path]) -> Iterator[System]:
+    """`kycflow up` with Prefect's own process workers: each execution of a flow run is a process, to be looked at."""
+    state = tmp_path_factory.mktemp("stock") / "state"
+    with kycflow_up(state, weights[0].parent, KYCFLOW_WORKER_TYPE="process") as system:
+        yield system
+
+
 @pytest.fixture
 def session_id() -> str:
     """A new one."""

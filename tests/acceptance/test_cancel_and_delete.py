@@ -34,6 +34,12 @@ from tests.system import DECISION_SECONDS, System, eventually
 
 
 @pytest.fixture
+def system(stock_system: System) -> System:
+    """One with a process for each comparison, which can be halted. For others see test_resident_worker.py."""
+    return stock_system
+
+
+@pytest.fixture
 def card(tmp_path: Path, media_settings: Settings) -> Path:
     """A genuine card that was never compared."""
     made = tmp_path / "card.jpg"

@@ -1,7 +1,7 @@
 """What stops which duplicate: one test for each row of the table in docs/architecture.md, with real processes.
 
-All run on both databases. The rows that are a matter of SQL alone are in tests/integration/test_leases.py and
-test_status.py, likewise on both.
+All run on SQLite with resident workers, and on PostgreSQL with Prefect's process workers. The rows that are a
+matter of SQL alone are in tests/integration/test_leases.py and test_status.py, on both databases.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from sqlalchemy import select
 
 from deployments.demo_card import draw_card
 from deployments.demo_media import DemoMedia, portraits
+from deployments.stack import environment
 from tasks.contracts import FileKind, StoredFile, comparison_key
 from tasks.database.attempts import get_attempt, open_attempt
 from tasks.database.comparisons import get_comparison
@@ -41,14 +43,15 @@ SOON = 0.005
 def anywhere(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, weights: list[Path]
 ) -> Iterator[System]:
-    """A running system with its database on SQLite or PostgreSQL."""
+    """A running system with its database on SQLite or PostgreSQL, and either type of workers."""
     if request.param == "sqlite":
         yield request.getfixturevalue("system")
         return
     with postgres_url() as url:
         upgrade(url)
         state = tmp_path_factory.mktemp("postgresql") / "state"
-        with kycflow_up(state, weights[0].parent, KYCFLOW_DATABASE_URL=url) as system:
+        more = {"KYCFLOW_DATABASE_URL": url, "KYCFLOW_WORKER_TYPE": "process"}
+        with kycflow_up(state, weights[0].parent, **more) as system:
             yield system
         close_databases()
 
@@ -180,10 +183,12 @@ def test_a_worker_killed_after_the_row_was_stored_before_anyone_knew_costs_no_se
 
 
 def test_a_session_worker_killed_while_it_starts_a_run_loses_nothing(pair: Pair) -> None:
-    """Killed in Pending, and once more in Running. Without the sweep the run stays there for ever."""
+    """Killed in Pending or Running, and once more in Running. Without the sweep the run stays there for ever."""
     pair.trigger()
-    for state in ("PENDING", "RUNNING"):
-        eventually(lambda state=state: True if _type(pair) == state else None)  # type: ignore[misc]
+    # In a resident worker it is Pending for a few milliseconds.
+    for wanted in ("RUNNING", "RUNNING") if pair.system.resident else ("PENDING", "RUNNING"):
+        while _type(pair) != wanted:
+            time.sleep(SOON)
         pair.system.kill_worker("sessions")
     assert pair.decided() == "match"
     assert pair.ended() == "Match"
@@ -199,26 +204,50 @@ def test_a_paused_holder_writes_nothing_after_its_comparison_was_taken_over(pair
     """SIGSTOP for longer than the lease, then SIGCONT. Without the token it would store its own row and picture."""
     pair.trigger()
     pair.until(True, "computing")
-    (paused,) = [
-        process
-        for process in pair.system.worker("gpu").children(recursive=True)
-        if "prefect.flow_engine" in " ".join(process.cmdline()) or "prefect.engine" in " ".join(process.cmdline())
-    ]
+    paused = computing_process(pair.system)
     paused.suspend()
     try:
         assert not pair.stored(), "It was paused too late: the row is there."
-        pair.until(True, "stored")
+        with another_worker(pair.system) if pair.system.resident else nullcontext():
+            pair.until(True, "stored")
         by_other = get_comparison(pair.system.database, pair.key)
         assert pair.starts() == 2
     finally:
         paused.resume()
-    psutil.wait_procs([paused], timeout=DECISION_SECONDS)
-    assert not paused.is_running()
+    if pair.system.resident:
+        log = pair.system.settings.state_dir / "logs" / "worker-gpu.log"
+        eventually(lambda: True if "lease lost" in log.read_text() else None)
+    else:
+        psutil.wait_procs([paused], timeout=DECISION_SECONDS)
+        assert not paused.is_running()
     assert get_comparison(pair.system.database, pair.key) == by_other
     with reading(pair.system.database) as session:
         stores = (AuditRow.comparison_key == pair.key) & (AuditRow.event == "comparison_stored")
         assert len(session.scalars(select(AuditRow).where(stores)).all()) == 1
     assert pair.decided() == "match"
+
+
+def computing_process(system: System) -> psutil.Process:
+    """The process that computes the only comparison."""
+    worker = system.worker("gpu")
+    if system.resident:
+        return worker
+    (found,) = [one for one in worker.children(recursive=True) if "prefect.engine" in " ".join(one.cmdline())]
+    return found
+
+
+@contextmanager
+def another_worker(system: System) -> Iterator[None]:
+    """A second worker for comparisons, as on another machine."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deployments.worker", "--pool", "gpu"],
+        env={**system.environment, **environment(system.settings, system.addresses)},
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
 
 
 COMPARE = """

@@ -32,6 +32,7 @@ def main(
     spread_seconds: Annotated[float, typer.Option(help="Sessions begin within that time.")] = 240,
     decide_seconds: Annotated[float, typer.Option(help="Time for the last decisions, after the last fault.")] = 1200,
     embedded: Annotated[bool, typer.Option("--sqlite", help="SQLite for both databases.")] = False,
+    worker_type: Annotated[str, typer.Option(help="Type of both work pools: resident or process.")] = "resident",
 ) -> None:
     """Break everything, and see that every session gets its one decision."""
     console = Console(highlight=False)
@@ -43,7 +44,7 @@ def main(
     console.print(f"seed {seed}: {sessions} sessions, {kills} kills of workers; logs in {folder}/state/logs")
     media = _media(folder, own, plan)
     began = time.monotonic()
-    with world(folder / "state", own.weights_dir, embedded=embedded) as made:
+    with world(folder / "state", own.weights_dir, embedded=embedded, worker_type=worker_type) as made:
         console.print(f"everything runs after {time.monotonic() - began:.0f} s")
         clients, faults = Clients(made, media), Faults(made, console)
         uploading = threading.Thread(target=clients.run, args=(plan.sessions, time.monotonic()), daemon=True)
@@ -58,7 +59,8 @@ def main(
     for line in made.trouble:
         console.print(line, markup=False)
     took = time.monotonic() - began
-    console.print(f"seed {seed}, {'SQLite' if embedded else 'PostgreSQL'}, {took:.0f} s in all")
+    where = f"{'SQLite' if embedded else 'PostgreSQL'}, {worker_type} workers"
+    console.print(f"seed {seed}, {where}, {took:.0f} s in all")
     found = {"seed": seed, "seconds": took, "checks": [asdict(check) for check in checks]}
     (folder / "result.json").write_text(json.dumps(found, default=str, indent=2))
     raise typer.Exit(0 if all(check.right for check in checks) else 1)

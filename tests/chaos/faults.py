@@ -5,46 +5,54 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 from rich.console import Console
-from sqlalchemy import text
+from sqlalchemy import Executable, Select, and_, exists, select, text
 from sqlalchemy.exc import DBAPIError
 
+from tasks.contracts import Status
 from tasks.database import database_for
+from tasks.database.tables import AttemptRow, ComparisonRow, LeaseRow
+from tasks.database.types import clock
 from tests.chaos.plan import Moment
 from tests.chaos.world import World
 
 # Looking closely takes the processor from what is looked at.
 LOOK_SECONDS = 0.03
 OUTAGE_SECONDS = 10
-YOUNG_SECONDS = 1
 
-# Signs of life are leases named run:<flow run id>; a comparison's lease is owned by its flow run's id.
-_LIVE = "name LIKE 'run:%' AND expires_at IS NOT NULL"
-_QUERIES = {
-    # Its run is at work, and somebody has asked for a comparison that is not there.
-    Moment.WAITING: f"""SELECT a.flow_run_id FROM attempts a JOIN leases l ON l.name = 'run:' || a.flow_run_id
-        LEFT JOIN comparisons c ON c.comparison_key = a.comparison_key
-        WHERE a.status = 'in_progress' AND a.comparison_run_id IS NOT NULL AND c.finished_at IS NULL
-        AND {_LIVE}""",
-    Moment.BEFORE_STATE: f"""SELECT a.flow_run_id FROM attempts a JOIN leases l ON l.name = 'run:' || a.flow_run_id
-        WHERE a.status = 'decided' AND {_LIVE}""",
-    # A comparison's run gives its sign of life, and owns nothing yet.
-    Moment.BEFORE_LEASE: f"""SELECT a.comparison_run_id FROM attempts a
-        JOIN leases l ON l.name = 'run:' || a.comparison_run_id
-        LEFT JOIN comparisons c ON c.comparison_key = a.comparison_key
-        WHERE a.status = 'in_progress' AND c.comparison_key IS NULL AND {_LIVE}""",
-    Moment.COMPUTING: """SELECT c.started_by FROM comparisons c
-        JOIN leases l ON l.name = 'comparison:' || c.comparison_key
-        WHERE c.finished_at IS NULL AND l.expires_at IS NOT NULL AND c.started_by = 'flow run ' || l.owner""",
-    Moment.STORED: f"""SELECT a.comparison_run_id FROM attempts a
-        JOIN leases l ON l.name = 'run:' || a.comparison_run_id
-        JOIN comparisons c ON c.comparison_key = a.comparison_key
-        WHERE c.finished_at IS NOT NULL AND {_LIVE}""",
-}
-_COMPUTING = """SELECT c.comparison_key, c.computations FROM comparisons c
+JUST_NOW_SECONDS = 0.4
+"""What happened so short a time ago has not been told to anybody else."""
+
+
+def _query(moment: Moment) -> Select[Any]:
+    """Finds something when it is the moment."""
+    asked = and_(AttemptRow.status == Status.IN_PROGRESS, AttemptRow.comparison_run_id.is_not(None))
+    row = ComparisonRow.comparison_key
+    with_row = select(row).join(AttemptRow, AttemptRow.comparison_key == row)
+    just_now = clock(-JUST_NOW_SECONDS)
+    match moment:
+        case Moment.STARTING:
+            begun = and_(AttemptRow.status == Status.IN_PROGRESS, AttemptRow.comparison_key.is_(None))
+            return select(AttemptRow.session_id).where(begun, AttemptRow.flow_run_id.is_not(None))
+        case Moment.WAITING:
+            return with_row.where(asked, ComparisonRow.finished_at.is_(None))
+        case Moment.BEFORE_STATE:
+            return select(AttemptRow.session_id).where(AttemptRow.closed_at > just_now)
+        case Moment.BEFORE_LEASE:
+            return select(AttemptRow.session_id).where(asked, ~exists().where(row == AttemptRow.comparison_key))
+        case Moment.COMPUTING:
+            lease = and_(LeaseRow.name == "comparison:" + row, LeaseRow.expires_at.is_not(None))
+            own = ComparisonRow.started_by == "flow run " + LeaseRow.owner
+            return select(row).join(LeaseRow, lease).where(ComparisonRow.finished_at.is_(None), own)
+        case Moment.STORED:
+            return with_row.where(asked, ComparisonRow.finished_at > just_now)
+
+
+_COMPUTING = text("""SELECT c.comparison_key, c.computations FROM comparisons c
     JOIN leases l ON l.name = 'comparison:' || c.comparison_key
-    WHERE c.finished_at IS NULL AND c.computations > 0 AND l.expires_at IS NOT NULL"""
+    WHERE c.finished_at IS NULL AND c.computations > 0 AND l.expires_at IS NOT NULL""")
+
+_STARTS = text("SELECT computations FROM comparisons WHERE comparison_key = :key")
 
 
 @dataclass
@@ -67,15 +75,14 @@ class Faults:
         part = f"worker-{moment.pool}"
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.over.is_set():
-            seen = self._starting(part) if moment is Moment.STARTING else self._seen(moment)
-            if seen:
+            if self._ask(_query(moment)):
                 self.world.kill(part)
                 self.kills[moment] = self.kills.get(moment, 0) + 1
                 self._note(f"worker killed, {moment.value}")
                 if moment.pool == "gpu":
                     self._note_hits()
                 return True
-            time.sleep(LOOK_SECONDS if moment is not Moment.STARTING else YOUNG_SECONDS / 5)
+            time.sleep(LOOK_SECONDS)
         return False
 
     def kill_server(self) -> None:
@@ -99,9 +106,6 @@ class Faults:
         self.at.append(time.time())
         self.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {what}", highlight=False)
 
-    def _seen(self, moment: Moment) -> bool:
-        return bool(self._ask(_QUERIES[moment]))
-
     def _note_hits(self) -> None:
         # The process is dead; a write that it had sent may still be on its way through the database.
         time.sleep(0.1)
@@ -112,22 +116,14 @@ class Faults:
 
     def _time_recovery(self, key: str, computations: int, killed: float) -> None:
         while not self.over.wait(0.1):
-            started = self._ask("SELECT computations FROM comparisons WHERE comparison_key = :key", key=key)
+            started = self._ask(_STARTS, key=key)
             if started and started[0][0] > computations:
                 self.recovery_seconds.append(time.monotonic() - killed)
                 return
 
-    def _starting(self, part: str) -> bool:
-        """Whether the worker has just started a process: too young to give a sign of life."""
-        try:
-            children = psutil.Process(self.world.stack.pid(part)).children()
-            return any(time.time() - child.create_time() < YOUNG_SECONDS for child in children)
-        except psutil.NoSuchProcess:
-            return False
-
-    def _ask(self, query: str, **values: object) -> list[tuple[Any, ...]]:
+    def _ask(self, query: Executable, **values: object) -> list[tuple[Any, ...]]:
         try:
             with database_for(self.world.settings).connect() as connection:
-                return [tuple(row) for row in connection.execute(text(query), values)]
+                return [tuple(row) for row in connection.execute(query, values)]
         except DBAPIError:
             return []  # while the database is away, nothing is seen

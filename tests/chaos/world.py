@@ -39,11 +39,12 @@ class World:
 
 
 @contextmanager
-def world(state_dir: Path, weights_dir: Path, *, embedded: bool) -> Iterator[World]:
+def world(state_dir: Path, weights_dir: Path, *, embedded: bool, worker_type: str) -> Iterator[World]:
     """Start everything; whatever ends by itself is started again, as `kycflow up` does.
 
     Args:
         embedded: SQLite for both databases, in place of PostgreSQL.
+        worker_type: of both work pools.
     """
     with ExitStack() as exits:
         patch = exits.enter_context(pytest.MonkeyPatch.context())
@@ -56,6 +57,7 @@ def world(state_dir: Path, weights_dir: Path, *, embedded: bool) -> Iterator[Wor
             "KYCFLOW_STATE_DIR": str(state_dir),
             "KYCFLOW_MODELS_FOLDER": str(weights_dir),
             "KYCFLOW_STORAGE_URL": "s3://kycflow/chaos",
+            "KYCFLOW_WORKER_TYPE": worker_type,
         }
         for name, value in variables.items():
             patch.setenv(name, value)
