@@ -8,7 +8,7 @@ export HYPOTHESIS_STORAGE_DIRECTORY := $(CURDIR)/$(STATE)/cache/hypothesis
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test chaos bench-faces bench-quality bench-waiting lint lock clean
+.PHONY: help setup demo up test chaos bench-faces bench-quality bench-waiting bench-workers lint lock clean
 
 help:  ## what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ bench-faces: $(READY)  ## the engine against DeepFace.verify in a loop
 bench-quality: $(READY)  ## what blur, size and darkness cost: PAIRS=pairs.csv IMAGES=folder
 	$(BIN)/kycflow models pull
 	$(BIN)/python -m tests.benchmarks.quality $(PAIRS) $(IMAGES)
+
+bench-workers: $(READY)  ## flow runs a second and their cost, resident worker beside Prefect's process worker
+	$(BIN)/python -m tests.benchmarks.workers
 
 bench-waiting: $(READY)  ## what 10,000 sessions that wait cost workers and sweep
 	$(BIN)/python -m tests.benchmarks.waiting

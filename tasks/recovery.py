@@ -8,6 +8,8 @@ from tasks.contracts import Attempt, Plain
 
 AWAITING_FILES = "AwaitingFiles"
 AWAITING_COMPARISON = "AwaitingComparison"
+MOST_DEATHS = 2
+"""A computation that took its process along so often is not tried again: its files may be what kills."""
 UNAVAILABLE = "Unavailable"
 """Name of a Failed state whose cause may pass."""
 
@@ -105,15 +107,18 @@ def for_session(  # noqa: PLR0911 - a table of cases
     return Action.NOTHING
 
 
-def for_comparison(run: Run, *, stored: bool, most_recoveries: int) -> Action:
+def for_comparison(run: Run, *, stored: bool, deaths: int, most_recoveries: int) -> Action:
     """What to do about a run of `compare-faces`.
 
     Args:
         stored: whether its comparison is in SQL.
+        deaths: how often a process has died while this run computed in it, now included.
     """
     if run.lost:
         if stored:
             return Action.COMPLETE
+        if deaths >= MOST_DEATHS and run.type != "CANCELLING":
+            return Action.GIVE_UP
         again = run.run_count <= most_recoveries and run.type != "CANCELLING"
         return Action.RECOVER if again else Action.CRASH
     again = run.failed_for_now and not stored and not run.spent(most_recoveries)

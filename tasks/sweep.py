@@ -17,21 +17,21 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Crashed
+from prefect.states import Cancelled, Completed, Crashed, Failed
 from pydantic import ValidationError
 from sqlalchemy import Engine
 
 from tasks.contracts import Attempt, EngineConfig, Plain, StoredFile, comparison_key
 from tasks.database import database_for
 from tasks.database.attempts import count_recovery, in_progress, overdue, some_attempts
-from tasks.database.comparisons import finished
+from tasks.database.comparisons import deaths, finished, note_death
 from tasks.database.leases import Held, Lease, break_leases, claim, forget_expired, holders, renew
 from tasks.dispatch import PAGE, busy_runs, prefect_api, read_runs, schedule_now, seen, worker_of
 from tasks.ending import cancel_session, give_up
 from tasks.errors import RetryableError
 from tasks.faces.models import engine_config
 from tasks.liveness import run_lease, worker_lease
-from tasks.recovery import Action, Run, for_comparison, for_session, for_upkeep
+from tasks.recovery import MOST_DEATHS, Action, Run, for_comparison, for_session, for_upkeep
 from tasks.retries import retried
 from tasks.settings import Settings
 from tasks.trigger import trigger
@@ -46,6 +46,8 @@ PLACE = "sweep"
 UNKNOWN_WORKER_SECONDS = 300
 ENDING_SECONDS = 20
 FORGET_SECONDS = 86_400
+DEADLY = "ProcessDied"
+"""Name of the state of a comparison's run that is not tried again."""
 # Tags of the deployments in prefect.yaml.
 SESSION, COMPARISON = "session", "comparison"
 
@@ -58,6 +60,8 @@ class Finding(Plain):
     action: Action
     run: Run | None = None
     attempt: Attempt | None = None
+    comparison_key: str | None = None
+    """Of a run of `compare-faces`."""
 
     @property
     def why(self) -> str:
@@ -201,9 +205,10 @@ def _judged(database: Engine, attempts: list[Attempt], busy: list[FlowRun], othe
         findings[one.session_id, one.attempt, None if run is None else run.id] = Finding(
             action=action, run=run, attempt=one
         )
+    dead = deaths(database, {run_id: key for run_id, key in keys.items() if runs[run_id].lost and key not in stored})
     for run_id, key in keys.items():
-        action = for_comparison(runs[run_id], stored=key in stored, most_recoveries=most)
-        findings[run_id] = Finding(action=action, run=runs[run_id])
+        action = for_comparison(runs[run_id], stored=key in stored, deaths=dead.get(run_id, 0), most_recoveries=most)
+        findings[run_id] = Finding(action=action, run=runs[run_id], comparison_key=key)
     for other in busy:
         if other.id not in keys and not any(run.id == other.id for _, run in busy_sessions):
             findings[other.id] = Finding(action=for_upkeep(runs[other.id]), run=runs[other.id])
@@ -275,7 +280,7 @@ async def mend(finding: Finding) -> None:
                 await schedule_now(client, current, "Woken by the sweep")
             case Action.RECOVER:
                 if attempt is None:
-                    await asyncio.to_thread(break_leases, database, str(run.id))
+                    await _broken(database, finding, by)
                 elif not await asyncio.to_thread(
                     count_recovery, database, attempt.session_id, attempt.attempt, attempt.recoveries,
                     by=by, detail=finding.why,
@@ -288,15 +293,28 @@ async def mend(finding: Finding) -> None:
             case Action.CANCEL if attempt is not None:
                 await cancel_session(attempt.session_id, attempt.attempt, "Its flow run was cancelled")
                 await _end(client, run, Cancelled(message=finding.why))
-            case Action.COMPLETE:
-                await asyncio.to_thread(break_leases, database, str(run.id))
-                await _end(client, run, Completed(message=f"The comparison was stored before: {finding.why}"))
-            case Action.CRASH:
-                await asyncio.to_thread(break_leases, database, str(run.id))
-                cancelled = run.type == "CANCELLING"
-                await _end(client, run, (Cancelled if cancelled else Crashed)(message=finding.why))
+            case Action.COMPLETE | Action.CRASH | Action.GIVE_UP:
+                await _broken(database, finding, by)
+                await _end(client, run, _last_state(finding, run))
             case _:
                 pass
+
+
+async def _broken(database: Engine, finding: Finding, by: str) -> None:
+    """Note what a lost run has computed in vain, and free its lease."""
+    if finding.run is not None and finding.comparison_key is not None:
+        await asyncio.to_thread(note_death, database, finding.comparison_key, finding.run.id, by=by)
+    if finding.run is not None:
+        await asyncio.to_thread(break_leases, database, str(finding.run.id))
+
+
+def _last_state(finding: Finding, run: Run) -> State[Any]:
+    match finding.action:
+        case Action.COMPLETE:
+            return Completed(message=f"The comparison was stored before: {finding.why}")
+        case Action.GIVE_UP:
+            return Failed(name=DEADLY, message=f"{finding.why}, {MOST_DEATHS} times while it computed")
+    return (Cancelled if run.type == "CANCELLING" else Crashed)(message=finding.why)
 
 
 async def _end(client: PrefectClient, run: Run, state: State[Any]) -> None:

@@ -19,6 +19,7 @@ from uuid import UUID
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort, Pause
+from prefect.settings import PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED, temporary_settings
 
 from deployments.resident.engine import (
     AsyncEngine,
@@ -63,7 +64,9 @@ class Runtime:
     def start(self) -> None:
         """Start the loop."""
         self._thread.start()
-        self._ready.wait()
+        while not self._ready.wait(0.1):
+            if not self._thread.is_alive():
+                raise RuntimeError("The loop for flow runs could not be started: see the error above.")
 
     def close(self) -> None:
         """End the loop. Threads that do not end are left to the end of the process."""
@@ -146,7 +149,8 @@ class Runtime:
         self._loop.close()
 
     async def _until_end(self) -> None:
-        with sync_client_context():
+        # Prefect's server may be away when a worker starts; its version is not asked for by each client either.
+        with temporary_settings({PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}), sync_client_context():
             async with client_context():
                 self._base = contextvars.copy_context()
                 self._ready.set()

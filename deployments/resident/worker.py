@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import anyio
+import httpx
 import psutil
 from anyio.abc import TaskStatus
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
@@ -38,6 +39,7 @@ from tasks.settings import MIB, Settings
 DEPLOYMENT_SECONDS = 20
 """How long a deployment is taken to be as it was read."""
 WATCH_SECONDS = 5
+AWAY_SECONDS = 2
 STOP_SECONDS = 5
 """What a run has to end when it is stopped at the end of the worker. After that it is left to the process' end."""
 AGAIN_EXIT_CODE = 75
@@ -252,9 +254,8 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
         Raises:
             Exception: of a module's `warm_up`. A worker that cannot warm up does not take runs.
         """
-        pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[self._work_pool_name]))
         begin = time.monotonic()
-        for deployment in await self.client.read_deployments(work_pool_filter=pool):
+        for deployment in await self._deployments_here():
             try:
                 flow = await asyncio.to_thread(self._code.flow, deployment)
             except Exception:
@@ -265,6 +266,15 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
                 await asyncio.to_thread(warm_up)
         self._warm = True
         self._logger.info("Worker is warm after %.1f s.", time.monotonic() - begin)
+
+    async def _deployments_here(self) -> list[DeploymentResponse]:
+        pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[self._work_pool_name]))
+        while True:
+            try:
+                return await self.client.read_deployments(work_pool_filter=pool)
+            except (httpx.HTTPError, RuntimeError) as exc:
+                self._logger.warning("Prefect's server does not answer; asked again: %s", exc)
+                await anyio.sleep(AWAY_SECONDS)
 
     async def _setup_cancellation_observer(self) -> None:
         # Off by default, as other types of worker leave it to a run's own process.

@@ -1,6 +1,7 @@
 """Comparisons: one row a key, counted at each start, written once. Each function is one short transaction."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from uuid import UUID
 
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
@@ -11,8 +12,11 @@ from tasks.database.insert import insert_once
 from tasks.database.leases import Lease, prove
 from tasks.database.rows import to_comparison
 from tasks.database.status import trace
-from tasks.database.tables import ComparisonRow
+from tasks.database.tables import AuditRow, ComparisonRow
 from tasks.database.types import clock
+
+STARTED, STORED, LOST = "computation_started", "comparison_stored", "computation_lost"
+"""Events of the audit trail."""
 
 
 def begin_comparison(
@@ -52,7 +56,7 @@ def begin_comparison(
             .execution_options(synchronize_session=False)
         )
         if count is not None:
-            trace(session, "computation_started", by=by, comparison_key=key, detail=f"start {count}")
+            trace(session, STARTED, by=by, comparison_key=key, detail=f"start {count}")
         return _stored(session, key)
 
 
@@ -79,7 +83,7 @@ def finish_comparison(
             .execution_options(synchronize_session=False)
         )
         if written is not None:
-            trace(session, "comparison_stored", by=by, comparison_key=key)
+            trace(session, STORED, by=by, comparison_key=key)
         stored = _stored(session, key)
         if stored is None:
             raise AssertionError(f"Comparison {key} is finished though it was never begun.")
@@ -90,6 +94,42 @@ def get_comparison(engine: Engine, key: str) -> Comparison | None:
     """The comparison when it is finished, else None."""
     with reading(engine) as session:
         return _stored(session, key)
+
+
+def deaths(engine: Engine, lost: Mapping[UUID, str]) -> dict[UUID, int]:
+    """How often a process has died while these lost runs computed in it, now included. One query.
+
+    Args:
+        lost: flow runs whose process is gone, and the comparison that each was for.
+    """
+    if not lost:
+        return {}
+    with reading(engine) as session:
+        told = _events(session, lost.values())
+    events = {run_id: told.get((key, _run(run_id)), []) for run_id, key in lost.items()}
+    return {run_id: own.count(LOST) + (own[-1:] == [STARTED]) for run_id, own in events.items()}
+
+
+def note_death(engine: Engine, key: str, flow_run_id: UUID, *, by: str) -> None:
+    """Note in the audit trail that a process died while this run computed in it, if it did."""
+    run = _run(flow_run_id)
+    with writing(engine) as session:
+        if _events(session, [key]).get((key, run), [])[-1:] == [STARTED]:
+            trace(session, LOST, by=by, comparison_key=key, detail=run)
+
+
+def _events(session: Session, keys: Collection[str]) -> dict[tuple[str, str], list[str]]:
+    """By comparison and run, these events in their order. After a start that comes last, it still computes."""
+    told = AuditRow.comparison_key.in_(keys) & AuditRow.event.in_([STARTED, STORED, LOST])
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in session.scalars(select(AuditRow).where(told).order_by(AuditRow.id)):
+        run = str(line.detail) if line.event == LOST else line.actor
+        found.setdefault((str(line.comparison_key), run), []).append(line.event)
+    return found
+
+
+def _run(flow_run_id: UUID) -> str:
+    return f"flow run {flow_run_id}"
 
 
 def finished(engine: Engine, keys: Collection[str]) -> set[str]:

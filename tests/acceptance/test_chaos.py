@@ -8,9 +8,9 @@ SECONDS = 900
 
 
 def test_nothing_is_lost_and_nothing_computed_twice_while_everything_dies(weights: list[Path]) -> None:
-    """Five workers of both pools, Prefect's server, PostgreSQL and storage, while ten sessions run."""
+    """Five workers of both pools, Prefect's server, PostgreSQL and storage, while twelve sessions run."""
     del weights  # are in place
-    short = ("--sessions=10", "--kills=5", "--server-kills=1", "--spread-seconds=20", "--seed=4")
+    short = ("--sessions=12", "--kills=5", "--server-kills=1", "--spread-seconds=90", "--seed=4")
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos", *short], capture_output=True, text=True, timeout=SECONDS, check=False
     )

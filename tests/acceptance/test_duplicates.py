@@ -22,8 +22,9 @@ from sqlalchemy import select
 from deployments.demo_card import draw_card
 from deployments.demo_media import DemoMedia, portraits
 from deployments.stack import environment
-from tasks.contracts import FileKind, StoredFile, comparison_key
+from tasks.contracts import FileKind, Status, StoredFile, comparison_key
 from tasks.database.attempts import get_attempt, open_attempt
+from tasks.database.audit import trail
 from tasks.database.comparisons import get_comparison
 from tasks.database.engine import close_databases, reading
 from tasks.database.leases import holders
@@ -168,6 +169,22 @@ def test_a_worker_killed_in_the_middle_of_a_comparison_has_it_running_again_with
     assert pair.starts() == 2
     print(f"running again after {seconds:.1f} s")
     assert seconds < 30
+
+
+def test_a_comparison_whose_worker_dies_twice_is_not_tried_a_third_time(pair: Pair) -> None:
+    """Its files may be what kills. Without the count of deaths, it would take worker after worker along."""
+    pair.trigger()
+    for start in (1, 2):
+        while pair.starts() < start:
+            time.sleep(SOON)
+        pair.system.kill_worker("gpu")
+        assert not pair.stored(), "It was killed too late: the row is there."
+    eventually(lambda: True if get_attempt(pair.system.database, pair.session_id).status is Status.ERROR else None)
+    assert pair.ended() == "Failed"
+    assert pair.starts() == 2
+    assert len(pair.system.audit(pair.key, "computation_lost")) == 2
+    (told,) = [line.detail for line in trail(pair.system.database, pair.session_id) if line.to_status == "error"]
+    assert "ended as ProcessDied" in str(told)
 
 
 def test_a_worker_killed_after_the_row_was_stored_before_anyone_knew_costs_no_second_computation(pair: Pair) -> None:

@@ -40,9 +40,9 @@ def _query(moment: Moment) -> Select[Any]:
             return select(AttemptRow.session_id).where(AttemptRow.closed_at > just_now)
         case Moment.BEFORE_LEASE:
             return select(AttemptRow.session_id).where(asked, ~exists().where(row == AttemptRow.comparison_key))
-        case Moment.COMPUTING:
+        case Moment.COMPUTING:  # for the first time: killed twice, it would not be tried again
             lease = and_(LeaseRow.name == "comparison:" + row, LeaseRow.expires_at.is_not(None))
-            own = ComparisonRow.started_by == "flow run " + LeaseRow.owner
+            own = and_(ComparisonRow.started_by == "flow run " + LeaseRow.owner, ComparisonRow.computations == 1)
             return select(row).join(LeaseRow, lease).where(ComparisonRow.finished_at.is_(None), own)
         case Moment.STORED:
             return with_row.where(asked, ComparisonRow.finished_at > just_now)

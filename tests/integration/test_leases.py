@@ -6,12 +6,13 @@ A lease taken for less than no time has expired, so nothing here has to wait for
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, select
 
 from tasks.contracts import EngineConfig, FaceComparison, StoredFile
-from tasks.database.comparisons import begin_comparison, finish_comparison, get_comparison
+from tasks.database.comparisons import begin_comparison, deaths, finish_comparison, get_comparison, note_death
 from tasks.database.engine import reading, writing
 from tasks.database.leases import (
     Held,
@@ -238,6 +239,28 @@ def test_an_expired_lease_that_nobody_took_is_proof_enough(database: Engine) -> 
     assert begin_comparison(database, lease, KEY, FILE, FILE, EngineConfig(), by="a") is None
     made = finish_comparison(database, lease, KEY, result=FaceComparison(similarity=0.9), picture_key=None, by="a")
     assert get_comparison(database, KEY) == made
+
+
+def test_deaths_are_counted_for_the_run_that_computed_while_its_process_died(database: Engine) -> None:
+    run, other = UUID(int=1), UUID(int=2)
+    lost = {run: KEY, other: KEY}
+    assert deaths(database, {}) == {}
+    lease = taken(database)
+    note_death(database, KEY, run, by="sweep")
+    assert deaths(database, lost) == {run: 0, other: 0}, "It had not begun."
+    begin_comparison(database, lease, KEY, FILE, FILE, EngineConfig(), by=f"flow run {run}")
+    assert deaths(database, lost) == {run: 1, other: 0}
+    for _ in range(2):
+        note_death(database, KEY, run, by="sweep")
+        note_death(database, KEY, other, by="sweep")
+        assert deaths(database, lost) == {run: 1, other: 0}, "Noted once; lost again before it began, it is one still."
+    begin_comparison(database, lease, KEY, FILE, FILE, EngineConfig(), by=f"flow run {run}")
+    begin_comparison(database, lease, KEY, FILE, FILE, EngineConfig(), by=f"flow run {run}")
+    assert deaths(database, lost) == {run: 2, other: 0}, "A task that was retried in one process counts once."
+    result = FaceComparison(similarity=0.9)
+    finish_comparison(database, lease, KEY, result=result, picture_key=None, by=f"flow run {run}")
+    note_death(database, KEY, run, by="sweep")
+    assert deaths(database, lost) == {run: 1, other: 0}, "It had stored its row."
 
 
 def test_nobody_takes_a_lease_over_between_its_proof_and_what_is_written_under_it(database: Engine) -> None:

@@ -172,7 +172,7 @@ COMPARISONS: dict[str, tuple[Run, bool, Action]] = {
 
 @pytest.mark.parametrize(("its_run", "stored", "action"), COMPARISONS.values(), ids=COMPARISONS)
 def test_the_run_of_a_comparison_gets_what_it_needs(its_run: Run, stored: bool, action: Action) -> None:
-    assert for_comparison(its_run, stored=stored, most_recoveries=MOST) is action
+    assert for_comparison(its_run, stored=stored, deaths=1, most_recoveries=MOST) is action
 
 
 @pytest.mark.parametrize("kind", ["PENDING", "RUNNING", "CANCELLING"])
@@ -208,13 +208,22 @@ def test_a_closed_attempt_is_never_started_given_up_or_cancelled() -> None:
 def test_a_process_that_lives_is_left_alone() -> None:
     living = [one for one in RUNS if one.alive and one.type in {"PENDING", "RUNNING", "CANCELLING"}]
     assert {judged(*case) for case in product(ATTEMPTS, living, [True, False])} == {Action.NOTHING}
-    assert {for_comparison(one, stored=stored, most_recoveries=MOST) for one in living for stored in (True, False)} == {
-        Action.NOTHING
-    }
+    assert {
+        for_comparison(one, stored=stored, deaths=1, most_recoveries=MOST) for one in living for stored in (True, False)
+    } == {Action.NOTHING}
 
 
 def test_nothing_is_started_again_without_end() -> None:
     tried = [attempt for attempt in ATTEMPTS if attempt.recoveries == MOST]
     assert Action.RECOVER not in {judged(*case) for case in product(tried, [*RUNS, None], [True, False])}
     often = [one for one in RUNS if one.run_count > MOST]
-    assert Action.RECOVER not in {for_comparison(one, stored=False, most_recoveries=MOST) for one in often}
+    assert Action.RECOVER not in {for_comparison(one, stored=False, deaths=1, most_recoveries=MOST) for one in often}
+
+
+def test_a_comparison_that_took_two_processes_along_is_not_tried_again() -> None:
+    running = lost("RUNNING")
+    actions = [for_comparison(running, stored=False, deaths=deaths, most_recoveries=MOST) for deaths in (0, 1, 2)]
+    assert actions == [Action.RECOVER, Action.RECOVER, Action.GIVE_UP]
+    assert for_comparison(running, stored=True, deaths=2, most_recoveries=MOST) is Action.COMPLETE
+    cancelled = lost("CANCELLING")
+    assert for_comparison(cancelled, stored=False, deaths=2, most_recoveries=MOST) is Action.CRASH
