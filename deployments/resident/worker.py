@@ -105,7 +105,7 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
         self._code = FlowCode()
         self._deployments: dict[UUID, tuple[float, DeploymentResponse]] = {}
         self._warm = self._draining = self._drained = self._polling = False
-        self._taken: deque[UUID | None] = deque(maxlen=10_000)
+        self._taken: deque[UUID | None] = deque(maxlen=1000)
         self._exit_code = 0
         self._main: asyncio.Task[Any] | None = None
         self._drainer: asyncio.Task[None] | None = None

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tasks.database.engine import close_databases
+from tasks.database.schema import upgrade
 from tasks.settings import Settings
+from tests.databases import postgres_url
 from tests.system import System, kycflow_up
 
 
@@ -19,10 +22,14 @@ def system(tmp_path_factory: pytest.TempPathFactory, media_settings: Settings, w
 
 @pytest.fixture(scope="session")
 def stock_system(tmp_path_factory: pytest.TempPathFactory, weights: list[Path]) -> Iterator[System]:
-    """`kycflow up` with Prefect's own process workers: each execution of a flow run is a process, to be looked at."""
-    state = tmp_path_factory.mktemp("stock") / "state"
-    with kycflow_up(state, weights[0].parent, KYCFLOW_WORKER_TYPE="process") as system:
-        yield system
+    """`kycflow up` on PostgreSQL, with Prefect's own process workers: each execution is a process, to be looked at."""
+    with postgres_url() as url:
+        upgrade(url)
+        state = tmp_path_factory.mktemp("stock") / "state"
+        more = {"KYCFLOW_DATABASE_URL": url, "KYCFLOW_WORKER_TYPE": "process"}
+        with kycflow_up(state, weights[0].parent, **more) as system:
+            yield system
+        close_databases()
 
 
 @pytest.fixture

@@ -26,35 +26,23 @@ from tasks.contracts import FileKind, Status, StoredFile, comparison_key
 from tasks.database.attempts import get_attempt, open_attempt
 from tasks.database.audit import trail
 from tasks.database.comparisons import get_comparison
-from tasks.database.engine import close_databases, reading
+from tasks.database.engine import reading
 from tasks.database.leases import holders
-from tasks.database.schema import upgrade
 from tasks.database.tables import AuditRow, DecisionRow
 from tasks.faces.models import engine_config
 from tasks.liveness import run_lease
 from tasks.settings import Settings
 from tasks.trigger import trigger
-from tests.databases import postgres_url
-from tests.system import DECISION_SECONDS, System, eventually, kycflow_up
+from tests.system import DECISION_SECONDS, System, eventually
 
 SOON = 0.005
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def anywhere(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, weights: list[Path]
-) -> Iterator[System]:
+def anywhere(request: pytest.FixtureRequest) -> System:
     """A running system with its database on SQLite or PostgreSQL, and either type of workers."""
-    if request.param == "sqlite":
-        yield request.getfixturevalue("system")
-        return
-    with postgres_url() as url:
-        upgrade(url)
-        state = tmp_path_factory.mktemp("postgresql") / "state"
-        more = {"KYCFLOW_DATABASE_URL": url, "KYCFLOW_WORKER_TYPE": "process"}
-        with kycflow_up(state, weights[0].parent, **more) as system:
-            yield system
-        close_databases()
+    found: System = request.getfixturevalue("system" if request.param == "sqlite" else "stock_system")
+    return found
 
 
 class Pair:

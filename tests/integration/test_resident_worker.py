@@ -293,3 +293,15 @@ async def test_runs_leave_no_thread_and_no_socket(pool: str, api: PrefectClient,
         after = (threading.active_count(), process.num_fds())
     assert after[0] <= before[0] + 2, [thread.name for thread in threading.enumerate()]
     assert after[1] <= before[1] + 4
+
+
+async def test_an_answer_that_was_on_its_way_does_not_run_a_run_again(pool: str, api: PrefectClient) -> None:
+    """Prefect would allow it: a run that is Completed may become Pending."""
+    run = await started(api, await deployed(api, "nothing"))
+    (late,) = [answer.flow_run for answer in await api.get_scheduled_flow_runs_for_work_pool(POOL)]
+    async with working() as worker:
+        await ended(api, run)
+        worker._submitting_flow_run_ids.add(late.id)
+        await worker._submit_run(late)
+        again = await api.read_flow_run(run.id)
+    assert (again.state_name, again.run_count) == ("Completed", 1)
