@@ -89,6 +89,14 @@ def hasty_in_thread() -> None:
     wait_in_thread.fn(30)
 
 
+@flow(name="second-time-lucky", retries=1)
+async def second_time_lucky() -> None:
+    """Fail once."""
+    EVENTS.append(("tried", current.id))
+    if [what for what, _ in EVENTS].count("tried") == 1:
+        raise ValueError("on purpose")
+
+
 @flow(name="fail")
 async def fail() -> None:
     """Fail."""

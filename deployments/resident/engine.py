@@ -1,12 +1,12 @@
 """Prefect's flow run engines, without what costs more than it gives where many runs share one process.
 
 All that rests on Prefect's inner parts stands in this module, as read in Prefect 3.8.8. `tests/integration/
-test_resident_engine.py` fails when one of them is gone.
+test_resident_worker.py` fails when one of them is gone.
 
 - No observer of suspension: Prefect starts a thread with an event loop and a WebSocket for each run of a deployment,
   and blocks the run's own loop until it is connected. A suspended run is noticed when it next reports a state.
 - No heartbeat thread a run: the worker beats for all of them (`beat`).
-- No update of the run's version and retry policy, and of a name that it has already: nothing reads the former here.
+- No update of the run's version, where its flow has no retries that the server must know of, and of a name that it has.
 - Where results go is asked once a minute, and not for each run by a client made for that call.
 - The state Running names the worker, so that neither a call for a label nor a sign of life for each run is needed.
 - A run that is stopped by its worker ends Cancelled, or is handed back, and not as Crashed.
@@ -80,7 +80,7 @@ _storage = _Remembered()
 
 
 def _only_policy(given: dict[str, Any]) -> bool:
-    return given.keys() == {"flow_run_id", "flow_version", "empirical_policy"}
+    return given.keys() == {"flow_run_id", "flow_version", "empirical_policy"} and not given["empirical_policy"].retries
 
 
 def client_context() -> AsyncClientContext:

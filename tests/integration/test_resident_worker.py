@@ -221,6 +221,13 @@ async def test_what_happens_to_one_run_does_not_touch_the_others(pool: str, api:
     }
 
 
+async def test_a_flow_with_retries_is_tried_again(pool: str, api: PrefectClient) -> None:
+    run = await started(api, await deployed(api, "second_time_lucky"))
+    async with working():
+        done = await ended(api, run)
+    assert (done.state_name, done.run_count) == ("Completed", 2)
+
+
 async def test_job_variables_that_it_cannot_honour_are_refused(pool: str, api: PrefectClient) -> None:
     deployment = await deployed(api, "nothing", job_variables={"env": {"A": "b"}, "command": ""})
     run = await started(api, deployment)
