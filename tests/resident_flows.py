@@ -1,6 +1,7 @@
 """Flows that a resident worker runs in tests."""
 
 import asyncio
+import sys
 import threading
 import time
 from typing import Any
@@ -87,6 +88,18 @@ async def hasty() -> None:
 def hasty_in_thread() -> None:
     """Take longer than allowed, in a thread."""
     wait_in_thread.fn(30)
+
+
+@flow(name="leave")
+async def leave() -> None:
+    """End the process, if it could."""
+    sys.exit(3)
+
+
+@flow(name="leave-in-thread")
+def leave_in_thread() -> None:
+    """Likewise."""
+    sys.exit(3)
 
 
 @flow(name="second-time-lucky", retries=1)

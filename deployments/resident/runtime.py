@@ -10,7 +10,6 @@ import ctypes
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +37,6 @@ log = logging.getLogger(__name__)
 @dataclass
 class _Execution:
     engine: AsyncEngine | SyncEngine
-    started: float = field(default_factory=time.monotonic)
     task: "asyncio.Task[None] | None" = None
     thread: threading.Thread | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -127,16 +125,16 @@ class Runtime:
     def _soon(self, work: Coroutine[Any, Any, None]) -> "concurrent.futures.Future[None]":
         future: concurrent.futures.Future[None] = concurrent.futures.Future()
 
-        async def done() -> None:
+        async def settle() -> None:
             try:
                 await work
             except BaseException as exc:
-                future.set_exception(exc)
+                future.set_exception(_failure(exc))
             else:
                 future.set_result(None)
 
         def begin() -> None:
-            task = self._loop.create_task(done(), context=self._base.copy())
+            task = self._loop.create_task(settle(), context=self._base.copy())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -162,7 +160,10 @@ class Runtime:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             for execution in list(self._executions.values()):
-                execution.engine.beat()
+                try:
+                    execution.engine.beat()
+                except Exception:
+                    log.exception("no heartbeat sent")
 
     async def _run_async(self, execution: _Execution, engine: AsyncEngine) -> None:
         with execution.lock:
@@ -186,8 +187,10 @@ class Runtime:
         def work() -> None:
             try:
                 self._run_sync(execution, engine)
+            except Stopped:  # raised while it was ending
+                future.set_result(None)
             except BaseException as exc:
-                future.set_exception(exc)
+                future.set_exception(_failure(exc))
             else:
                 future.set_result(None)
 
@@ -195,14 +198,16 @@ class Runtime:
             hand = self._idle.pop()
         except IndexError:
             hand = _Hand(self._base, self._idle)
-        execution.thread = hand
         hand.work.put(work)
         return future
 
     def _run_sync(self, execution: _Execution, engine: SyncEngine) -> None:
-        if engine.stop is not None:
-            return
         try:
+            # From here to `over`, and nowhere else, it may be interrupted.
+            with execution.lock:
+                if engine.stop is not None:
+                    return
+                execution.thread = threading.current_thread()
             with engine.start():
                 while engine.is_running():
                     with engine.run_context():
@@ -232,6 +237,11 @@ class _Hand(threading.Thread):
             while (work := self.work.get()) is not None:
                 contextvars.copy_context().run(work)
                 self._idle.append(self)
+
+
+def _failure(exc: BaseException) -> Exception:
+    """What a flow run ended with, as something that ends nothing else: a flow may call `sys.exit`."""
+    return exc if isinstance(exc, Exception) else RuntimeError(f"The flow run ended with {type(exc).__name__}: {exc}")
 
 
 def raise_in(thread_id: int, error: type[BaseException] | None) -> None:

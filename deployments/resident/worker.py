@@ -104,7 +104,7 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
         self._runtime = Runtime(self.name)
         self._code = FlowCode()
         self._deployments: dict[UUID, tuple[float, DeploymentResponse]] = {}
-        self._warm = self._draining = self._drained = self._polling = False
+        self._warm = self._draining = self._drained = self._ending = self._polling = False
         self._taken: deque[UUID | None] = deque(maxlen=1000)
         self._exit_code = 0
         self._main: asyncio.Task[Any] | None = None
@@ -174,7 +174,8 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
         flow = await asyncio.to_thread(self._code.flow, configuration._deployment)
         if task_status is not None:
             task_status.started(str(flow_run.id))
-        match await self._runtime.execute(flow, flow_run):
+        # One that was taken just before the end is not begun.
+        match Stop.HAND_BACK if self._ending else await self._runtime.execute(flow, flow_run):
             case Stop.CANCEL:
                 await self._mark_flow_run_as_cancelled(flow_run)
             case Stop.HAND_BACK:
@@ -309,9 +310,10 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
 
     async def _hand_back(self) -> None:
         """Have other workers execute what is running, from its beginning."""
+        self._ending = True
         for flow_run_id in self._runtime.running:
             self._runtime.stop(flow_run_id, Stop.HAND_BACK)
-        await _until(lambda: not self._runtime.running, STOP_SECONDS)
+        await _until(lambda: not self._submitting_flow_run_ids, STOP_SECONDS)
         for flow_run_id in self._runtime.running:
             self._logger.warning("Flow run %s does not stop; it is handed back all the same.", flow_run_id)
             try:

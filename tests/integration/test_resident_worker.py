@@ -205,7 +205,7 @@ async def test_a_cancelled_run_stops_and_its_neighbour_goes_on(pool: str, api: P
 
 
 async def test_what_happens_to_one_run_does_not_touch_the_others(pool: str, api: PrefectClient) -> None:
-    names = ["stuck", "fail", "hasty", "hasty_in_thread", "wait"]
+    names = ["stuck", "fail", "leave", "leave_in_thread", "hasty", "hasty_in_thread", "wait"]
     parameters: dict[str, dict[str, Any]] = {"wait": {"seconds": 2}}
     runs = {name: await started(api, await deployed(api, name), **parameters.get(name, {})) for name in names}
     async with working():
@@ -215,6 +215,8 @@ async def test_what_happens_to_one_run_does_not_touch_the_others(pool: str, api:
     assert ends == {
         "stuck": "Completed",
         "fail": "Failed",
+        "leave": "Crashed",
+        "leave_in_thread": "Crashed",
         "hasty": "TimedOut",
         "hasty_in_thread": "TimedOut",
         "wait": "Completed",
@@ -245,6 +247,19 @@ async def test_a_deployment_with_pull_steps_is_refused(pool: str, api: PrefectCl
         refused = await ended(api, run)
     assert refused.state is not None
     assert "pull: []" in str(refused.state.message)
+
+
+@pytest.mark.parametrize("name", ["wait", "wait_in_thread"])
+async def test_runs_that_are_stopped_as_they_begin_are_handed_back_too(
+    pool: str, api: PrefectClient, name: str
+) -> None:
+    deployment = await deployed(api, name)
+    runs = [await started(api, deployment, seconds=60) for _ in range(12)]
+    async with working() as worker:
+        while len(worker._runtime.running) < 3:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.001)
+    for run in runs:
+        assert (await state(api, run, StateType.SCHEDULED)).state_type is StateType.SCHEDULED
 
 
 async def test_a_worker_that_ends_hands_back_what_it_cannot_finish(pool: str, api: PrefectClient) -> None:
@@ -298,8 +313,9 @@ async def test_runs_leave_no_thread_and_no_socket(pool: str, api: PrefectClient,
             assert (await ended(api, run, 60)).state_name == "Completed"
         await asyncio.sleep(1)
         after = (threading.active_count(), process.num_fds())
-    assert after[0] <= before[0] + 2, [thread.name for thread in threading.enumerate()]
-    assert after[1] <= before[1] + 4
+    # As many threads and connections as runs at a time may stay for the next ones.
+    assert after[0] <= before[0] + 10, [thread.name for thread in threading.enumerate()]
+    assert after[1] <= before[1] + 20
 
 
 async def test_an_answer_that_was_on_its_way_does_not_run_a_run_again(pool: str, api: PrefectClient) -> None:
