@@ -179,7 +179,9 @@ def test_a_run_that_a_person_cancelled_while_it_waited_cancels_the_session(
     system: System, demo_media: DemoMedia, session_id: str
 ) -> None:
     with_files(system, session_id, demo_media)
-    run_id = with_run(system, session_id, Scheduled(name="AwaitingFiles"))
+    # Not due: a worker would take it up before the person is there.
+    later = datetime.now(UTC) + timedelta(hours=1)
+    run_id = with_run(system, session_id, Scheduled(name="AwaitingFiles", scheduled_time=later))
     ui: Callable[[PrefectClient], Awaitable[object]] = lambda client: client.set_flow_run_state(  # noqa: E731
         run_id, State(type="CANCELLED", name="Cancelled"), force=True
     )

@@ -44,6 +44,8 @@ CALLS: dict[str, Callable[[Engine], object]] = {
     ),
     "get_comparison": lambda engine: comparisons.get_comparison(engine, SHA),
     "finished": lambda engine: comparisons.finished(engine, {SHA}),
+    "deaths": lambda engine: comparisons.deaths(engine, {UUID(int=1): SHA}),
+    "note_death": lambda engine: comparisons.note_death(engine, SHA, UUID(int=1), by="test"),
     "take": lambda engine: leases.take(engine, "name", "owner", 1),
     "claim": lambda engine: leases.claim(engine, "name", "owner", 1),
     "renew": lambda engine: leases.renew(engine, LEASE, 1),
