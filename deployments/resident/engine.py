@@ -1,6 +1,6 @@
 """Prefect's flow run engines, without what costs more than it gives where many runs share one process.
 
-All that rests on Prefect's inner parts stands in this module, as read in Prefect 3.8.8. `tests/integration/
+What rests on inner parts of Prefect's engine stands in this module, as read in Prefect 3.8.8. `tests/integration/
 test_resident_worker.py` fails when one of them is gone.
 
 - No observer of suspension: Prefect starts a thread with an event loop and a WebSocket for each run of a deployment,
