@@ -6,9 +6,10 @@ PYTHON ?= python3
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(STATE)/cache/python
 export HYPOTHESIS_STORAGE_DIRECTORY := $(CURDIR)/$(STATE)/cache/hypothesis
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test chaos bench-faces bench-quality bench-waiting bench-workers lint lock clean
+.PHONY: help setup demo up test chaos bench-faces bench-quality bench-orchestration bench-scale bench-waiting bench-workers lint lock clean
 
 help:  ## what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -23,8 +24,14 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip --disable-pip-version-check check
 	@touch $(READY)
 
-setup: $(READY)  ## virtual environment, model weights, sample media
+$(BENCH_READY): $(READY) requirements-bench.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  -r requirements-bench.lock
+	@touch $(BENCH_READY)
+
+setup: $(READY)  ## virtual environment, model weights, sample media, Prefect's database
 	$(BIN)/kycflow models pull --samples
+	$(BIN)/kycflow up --prepare
 
 demo: $(READY)  ## start everything, verify six sessions, show their decisions
 	$(BIN)/kycflow demo
@@ -51,6 +58,13 @@ bench-quality: $(READY)  ## what blur, size and darkness cost: PAIRS=pairs.csv I
 bench-workers: $(READY)  ## flow runs a second and their cost, resident worker beside Prefect's process worker
 	$(BIN)/python -m tests.benchmarks.workers
 
+bench-orchestration: $(BENCH_READY)  ## the same sessions with Celery and Redis, with Temporal, and with this project
+	$(BIN)/kycflow models pull --samples
+	$(BIN)/python -m tests.benchmarks.orchestration $(ARGS)
+
+bench-scale: $(BENCH_READY)  ## flow runs a second with 1, 2 and 4 API processes and workers, and what 1,000 sessions a second need
+	$(BIN)/python -m tests.benchmarks.scale $(ARGS)
+
 bench-waiting: $(READY)  ## what 10,000 sessions that wait cost workers and sweep
 	$(BIN)/python -m tests.benchmarks.waiting
 
@@ -61,8 +75,9 @@ lint: $(READY)  ## ruff, mypy (strict), the layers
 	$(BIN)/lint-imports --cache-dir $(STATE)/cache/import-linter
 
 COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
-lock:  ## renew both lock files (needs uv)
+lock:  ## renew the lock files (needs uv)
 	$(COMPILE) --upgrade --extra dev --output-file requirements.lock
+	$(COMPILE) --constraint requirements.lock --extra bench --output-file requirements-bench.lock
 	@# onnxruntime-gpu brings the same module as onnxruntime: only one of the two may be installed.
 	@mkdir -p $(STATE) && echo "onnxruntime ; sys_platform == 'never'" > $(STATE)/cuda-overrides.txt
 	$(COMPILE) --upgrade --extra cuda --override $(STATE)/cuda-overrides.txt --output-file requirements-cuda.lock

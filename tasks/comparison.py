@@ -29,6 +29,7 @@ from tasks.errors import (
 )
 from tasks.faces.models import measured
 from tasks.leasing import owned
+from tasks.liveness import in_worker
 from tasks.retries import retried
 from tasks.settings import Settings
 from tasks.storage import open_storage
@@ -40,6 +41,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# A session with a process of its own. An idle worker has taken the comparison's run by then; one that queues may do so
+# for long. How long it waits for a run that was taken, the settings say.
+QUEUED_SECONDS = 5
+# One beside others in its worker's process takes nothing but a place of the queue's limit, and another execution costs
+# Prefect's server more than waiting does.
+IN_WORKER_SECONDS = 300
+
 
 @task(name="request comparison", cache_policy=NO_CACHE, **retried(6))
 async def request_comparison(
@@ -47,7 +55,7 @@ async def request_comparison(
 ) -> Comparison | None:
     """The comparison of two files: the stored row, or that of a `compare-faces` run started now and waited for.
 
-    None when the run takes longer than a session keeps its process for it: wait without one.
+    None when the run takes longer than a session waits for it: give up the place at the worker, and be woken.
 
     A run that ended by a fault that may pass is started again by the sweep. One that ended otherwise while this attempt
     waited for it is an error. Runs that ended before the attempt asked are passed over: their idempotency keys are
@@ -76,10 +84,12 @@ async def request_comparison(
     async def stored() -> bool:
         return await asyncio.to_thread(get_comparison, database, key) is not None
 
-    run = seen(await wait_for_end(run_id, settings.comparison_patience_seconds, stored))
+    patience = settings.comparison_patience_seconds
+    queued, running = (IN_WORKER_SECONDS, IN_WORKER_SECONDS) if in_worker() else (QUEUED_SECONDS, patience)
+    waited = await wait_for_end(run_id, stored, queued_seconds=queued, seconds=running)
     if (row := await asyncio.to_thread(get_comparison, database, key)) is not None:
         return row
-    if not run.spent(settings.most_recoveries):
+    if waited is None or not (run := seen(waited)).spent(settings.most_recoveries):
         return None
     if run.type in {"CANCELLED", "CANCELLING"}:
         raise ComparisonCancelled(f"The comparison's flow run {run.id} was cancelled.")

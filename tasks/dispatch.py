@@ -37,11 +37,9 @@ TAG = "kycflow"
 WAITING = {AWAITING_FILES, AWAITING_COMPARISON}
 FAULTS = {StateType.FAILED, StateType.CRASHED}
 BUSY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-QUEUED_SECONDS = 5
-"""An idle worker has taken a run by then. One that still queues may do so for long."""
 # Between looks at a comparison's row, and at its flow run.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
-RUN_PAUSE_SECONDS = 1.5
+FIRST_RUN_PAUSE_SECONDS, LONGEST_RUN_PAUSE_SECONDS = 1.5, 10.0
 PAGE = 200
 """Most flow runs that Prefect's API gives in one answer."""
 
@@ -119,9 +117,9 @@ def awaiting_files(due: datetime, missing: str) -> State[None]:
     return Scheduled(name=AWAITING_FILES, scheduled_time=due, message=f"{missing}, next look {due:%H:%M:%S} UTC")
 
 
-async def start_or_wake(attempt: Attempt) -> UUID:
+async def start_or_wake(attempt: Attempt) -> FlowRun:
     """Start the flow run of an attempt, wake it where it waits for files that are there, or start it again where it
-    failed; its id.
+    failed; the run as it was before.
 
     Any number of calls gives one flow run. An attempt with a file missing gets a run that takes its first look later,
     and so costs no process yet. A cancelled run stays cancelled. Between reading a run's state and setting it a worker
@@ -138,14 +136,16 @@ async def start_or_wake(attempt: Attempt) -> UUID:
         else awaiting_files(first_look(attempt, now, Settings().first_look_seconds), missing.value)
     )
     async with prefect_api() as client:
-        deployment = await client.read_deployment_by_name(VERIFY_SESSION)
-        run = await client.create_flow_run_from_deployment(
-            deployment.id,
-            parameters={"session_id": attempt.session_id, "attempt": attempt.attempt},
-            idempotency_key=f"{attempt.session_id}:{attempt.attempt}",
-            name=f"{attempt.session_id} attempt {attempt.attempt}",
-            state=state,
-        )
+        run = await _noted_run(client, attempt)
+        if run is None:
+            deployment = await client.read_deployment_by_name(VERIFY_SESSION)
+            run = await client.create_flow_run_from_deployment(
+                deployment.id,
+                parameters={"session_id": attempt.session_id, "attempt": attempt.attempt},
+                idempotency_key=f"{attempt.session_id}:{attempt.attempt}",
+                name=f"{attempt.session_id} attempt {attempt.attempt}",
+                state=state,
+            )
         if run.state is not None and run.state.name == AWAITING_FILES and missing is None:
             await schedule_now(client, run, "Both files are there")
         elif run.state is not None and run.state.type in FAULTS:
@@ -159,7 +159,15 @@ async def start_or_wake(attempt: Attempt) -> UUID:
             "flow_run_id": str(run.id),
         },
     )
-    return run.id
+    return run
+
+
+async def _noted_run(client: PrefectClient, attempt: Attempt) -> FlowRun | None:
+    """The run that the attempt is known to have: reading it costs Prefect's server a fifth of creating it again."""
+    if attempt.flow_run_id is not None:
+        with suppress(ObjectNotFound):
+            return await client.read_flow_run(attempt.flow_run_id)
+    return None
 
 
 def first_look(attempt: Attempt, now: datetime, first_look_seconds: float) -> datetime:
@@ -279,28 +287,33 @@ async def start_sweep(repeat_seconds: int) -> None:
         await arun_deployment(SWEEP_SESSIONS, client=client, parameters={"repeat_seconds": repeat_seconds}, timeout=0)
 
 
-async def wait_for_end(flow_run_id: UUID, seconds: float, over: Callable[[], Awaitable[bool]]) -> FlowRun:
-    """The flow run as soon as it has ended, or as it stands after so many seconds, or once it is known to queue.
+async def wait_for_end(
+    flow_run_id: UUID, over: Callable[[], Awaitable[bool]], *, queued_seconds: float, seconds: float
+) -> FlowRun | None:
+    """The flow run when it has ended, or as it stands after so many seconds. None when what it was to bring is there.
 
     Args:
-        over: whether what it is waited for is there, though the run has not ended: looked at more often.
+        over: whether that is there, though the run has not ended: looked at first, and more often.
+        queued_seconds: how long it is waited for while no worker has it.
+        seconds: how long in all.
 
     Raises:
         OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
     """
     begin = time.monotonic()
-    pause, next_read = FIRST_PAUSE_SECONDS, 0.0
-    run: FlowRun | None = None
+    pause, run_pause = FIRST_PAUSE_SECONDS, FIRST_RUN_PAUSE_SECONDS
+    next_read = min(run_pause, queued_seconds, seconds)
     async with prefect_api() as client:
-        while True:
-            there = await over()
+        while not await over():
             waited = time.monotonic() - begin
-            if run is None or there or waited >= next_read:
+            if waited >= next_read:
                 run = await client.read_flow_run(flow_run_id)
-                next_read = waited + RUN_PAUSE_SECONDS
-            queues = run.state is None or run.state.is_scheduled()
-            ended = run.state is not None and run.state.is_final()
-            if there or ended or waited > (QUEUED_SECONDS if queues else seconds):
-                return run
+                next_read = waited + run_pause
+                run_pause = min(run_pause * 1.5, LONGEST_RUN_PAUSE_SECONDS)
+                queues = run.state is None or run.state.is_scheduled()
+                ended = run.state is not None and run.state.is_final()
+                if ended or waited >= (queued_seconds if queues else seconds):
+                    return run
             await asyncio.sleep(pause)
             pause = min(pause * 1.1, LONGEST_PAUSE_SECONDS)
+    return None

@@ -1,11 +1,9 @@
 """Tasks: is the file there, and which bytes are it?"""
 
 import asyncio
-import hashlib
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from prefect import task
@@ -52,10 +50,10 @@ def _open(database: Engine, session_id: str, attempt: int, deadline_seconds: flo
 
 
 class FoundFile(Plain):
-    """A file in storage, and whether its size and SHA-256 are recorded already."""
+    """A file in storage, with its size and SHA-256 if they are recorded already."""
 
     storage_key: str
-    recorded: bool
+    recorded: StoredFile | None
 
 
 @task(name="find file", task_run_name="find {kind}", cache_policy=NO_CACHE, **retried(6))
@@ -80,13 +78,13 @@ def _look(session_id: str, attempt: int, kind: FileKind) -> FoundFile | None:
         and not is_registered(database, newest)
         and _usable(storage, newest, settings.max_bytes(kind))
     ):
-        return FoundFile(storage_key=newest, recorded=False)
+        return FoundFile(storage_key=newest, recorded=None)
     recorded = get_attempt(database, session_id, attempt).files.of(kind)
     if recorded is None:
         return None
     if storage.size(recorded.storage_key) is None:
         raise ObjectMissing(f"{recorded.storage_key} was uploaded and is gone from storage. Send the file again.")
-    return FoundFile(storage_key=recorded.storage_key, recorded=True)
+    return FoundFile(storage_key=recorded.storage_key, recorded=recorded)
 
 
 def _usable(storage: Storage, key: str, most_bytes: int) -> bool:
@@ -104,40 +102,35 @@ def _usable(storage: Storage, key: str, most_bytes: int) -> bool:
     return False
 
 
-def _cache_key(_context: object, parameters: dict[str, Any]) -> str | None:
-    """Objects are never overwritten, so the storage key names the bytes. Only what is recorded is taken from the cache,
-    so that a cached answer never stands in for a row that is missing."""
-    found: FoundFile = parameters["found"]
-    return f"kycflow-file-{hashlib.sha256(found.storage_key.encode()).hexdigest()}" if found.recorded else None
+@task(name="register file", task_run_name="register {kind}", cache_policy=NO_CACHE, **retried(6))
+async def register_file(session_id: str, attempt: int, kind: FileKind, storage_key: str) -> StoredFile:
+    """The size and SHA-256 of a file that another system put into storage: read from there, and recorded.
 
-
-@task(name="register file", task_run_name="register {kind}", cache_key_fn=_cache_key, **retried(6))
-async def register_file(session_id: str, attempt: int, kind: FileKind, found: FoundFile) -> StoredFile:
-    """The file's size and SHA-256: as recorded by the upload service, else read from storage and recorded.
+    Not cached: the record is what keeps it, and a cached answer must not stand in for a row that is missing.
 
     Raises:
         SessionDecided: it came too late. StorageUnavailable, DatabaseUnavailable: tried again first.
     """
-    return await asyncio.to_thread(_register, session_id, attempt, kind, found)
+    return await asyncio.to_thread(_register, session_id, attempt, kind, storage_key)
 
 
-def _register(session_id: str, attempt: int, kind: FileKind, found: FoundFile) -> StoredFile:
+def _register(session_id: str, attempt: int, kind: FileKind, storage_key: str) -> StoredFile:
     settings = Settings()
     database = database_for(settings)
     recorded = get_attempt(database, session_id, attempt).files.of(kind)
-    if recorded is not None and recorded.storage_key == found.storage_key:
+    if recorded is not None and recorded.storage_key == storage_key:
         return recorded
     with tempfile.TemporaryDirectory(prefix="kycflow-") as folder:
         path = Path(folder) / "file"
-        open_storage(settings).download(found.storage_key, path)
+        open_storage(settings).download(storage_key, path)
         sha256, size_bytes = hash_file(path)
-    stored = StoredFile(storage_key=found.storage_key, sha256=sha256, size_bytes=size_bytes)
+    stored = StoredFile(storage_key=storage_key, sha256=sha256, size_bytes=size_bytes)
     register_upload(database, session_id, attempt, kind, stored, by="storage")
     return stored
 
 
 async def find_files(session_id: str, attempt: int) -> FilePair:
-    """What is there of both files, each found and registered by its task."""
+    """What is there of both files, each found by a task, and registered by another if the upload service has not."""
     return FilePair(
         id_image=await _find(session_id, attempt, FileKind.ID_IMAGE),
         selfie_video=await _find(session_id, attempt, FileKind.SELFIE_VIDEO),
@@ -146,4 +139,6 @@ async def find_files(session_id: str, attempt: int) -> FilePair:
 
 async def _find(session_id: str, attempt: int, kind: FileKind) -> StoredFile | None:
     found = await find_file(session_id, attempt, kind)
-    return None if found is None else await register_file(session_id, attempt, kind, found)
+    if found is None:
+        return None
+    return found.recorded or await register_file(session_id, attempt, kind, found.storage_key)

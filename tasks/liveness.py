@@ -34,12 +34,18 @@ def worker_alive(name: str) -> Iterator[None]:
             _here.discard(name)
 
 
+def in_worker() -> bool:
+    """Whether the current flow run is executed in its worker's own process, beside others."""
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and worker_of(context.flow_run) in _here
+
+
 @contextmanager
 def alive() -> Iterator[None]:
     """Give a sign of life for the current flow run while the block runs. Its worker's is enough in the same process."""
     context = FlowRunContext.get()
     run = None if context is None else context.flow_run
-    if run is None or run.state is None or worker_of(run) in _here:
+    if run is None or run.state is None or in_worker():
         yield
         return
     with sign_of_life(run_lease(run.id), str(run.state.id), forget=True):

@@ -110,8 +110,8 @@ class Settings(BaseSettings):
         15,
         ge=0,
         le=3600,
-        description="How long a session's run keeps its process while its comparison is computed. After that it waits "
-        "without one, and is woken.",
+        description="How long a session's run keeps a process of its own while its comparison is computed. After that "
+        "it waits without one, and is woken.",
     )
     comparison_wait_seconds: float = Field(
         900, ge=10, le=86_400, description="How long a comparison's run waits for another one that computes the same."

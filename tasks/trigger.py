@@ -38,20 +38,14 @@ async def trigger(attempt: Attempt, *, by: str = API) -> bool:
     database = database_for(Settings())
     if attempt.status is Status.ERROR:
         attempt = await asyncio.to_thread(take_up, database, attempt.session_id, attempt.attempt, by=by)
-    run_id = await start_or_wake(attempt)
-    if attempt.flow_run_id != run_id:
-        await asyncio.to_thread(note_run, database, attempt.session_id, attempt.attempt, run_id, by=by)
-    elif await _was_cancelled(run_id):
+    run = await start_or_wake(attempt)
+    if attempt.flow_run_id != run.id:
+        await asyncio.to_thread(note_run, database, attempt.session_id, attempt.attempt, run.id, by=by)
+    elif run.state is not None and run.state.type in CANCELLED:
         # In the Prefect UI, before it had a process that could have said so.
         await cancel_session(attempt.session_id, attempt.attempt, "Its flow run was cancelled")
         return False
     return True
-
-
-async def _was_cancelled(flow_run_id: UUID) -> bool:
-    async with prefect_api() as client:
-        states = [run.state for run in await read_runs(client, [flow_run_id])]
-    return any(state is not None and state.type in CANCELLED for state in states)
 
 
 async def resume(attempt: Attempt, *, by: str = API) -> Attempt:

@@ -1,7 +1,6 @@
 """`make bench-faces`: the engine against `DeepFace.verify` in a loop, on the same files with the same model, both warm.
 
-The loop is what a user writes first: decode the video with OpenCV, take ten evenly spaced frames, call
-`DeepFace.verify(card, frame)` for each, keep the smallest distance. Each side runs in a process of its own, so that its
+The loop is what a user writes first (`naive.py`). Each side runs in a process of its own, so that its
 peak memory is its own; they take turns, and medians are shown.
 """
 
@@ -29,8 +28,8 @@ from rich.table import Table
 
 from deployments.demo_media import build_demo_media, samples
 from tasks.settings import Settings
+from tests.benchmarks.naive import FRAMES, deepface_loop
 
-FRAMES = 10
 REPEATS = 5
 VIDEOS = {
     "640x360": (640, 360, 30),
@@ -47,7 +46,7 @@ def main() -> None:
     folder = settings.state_dir.absolute() / "bench"
     cards, videos = _media(folder / "media", settings)
     rows = []
-    with _Side(_engine) as engine, _Side(_deepface) as deepface:
+    with _Side(_engine) as engine, _Side(deepface_loop) as deepface:
         for side in (engine, deepface):
             side.run(cards["1280x900"], videos["640x360"])  # warm
         for card_name, card in cards.items():
@@ -61,7 +60,7 @@ def main() -> None:
         threads = engine.threads(cards["1280x900"], videos["640x360"])
     answer = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
         "frames": FRAMES,
         "repeats": REPEATS,
         "comparisons": rows,
@@ -180,39 +179,6 @@ def _engine() -> "Callable[[Path, Path], dict[str, Any]]":
     return compare
 
 
-def _deepface() -> "Callable[[Path, Path], dict[str, Any]]":
-    from tasks.faces.models import engine_config
-    from tasks.faces.native import load_models
-
-    settings = Settings()
-    load_models(engine_config(settings), settings.weights_dir)  # DeepFace's folder, and the checked weights
-    import cv2
-    from deepface import DeepFace
-    from deepface.modules import modeling
-
-    modeling.cached_models["facial_recognition"].clear()  # DeepFace's own session in place of the engine's faster one
-
-    def compare(card: Path, video: Path) -> dict[str, Any]:
-        begin = time.perf_counter()
-        capture = cv2.VideoCapture(str(video))
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        wanted = {int(count * (index + 0.5) / FRAMES) for index in range(FRAMES)}
-        frames = []
-        for index in range(count):
-            capture.grab()
-            if index in wanted:
-                frames.append(capture.retrieve()[1])
-        decoded = time.perf_counter() - begin
-        distances = []
-        for frame in frames:
-            with suppress(ValueError):  # no face in this frame
-                found = DeepFace.verify(str(card), frame, model_name="SFace", detector_backend="yunet")
-                distances.append(found["distance"])
-        return {"similarity": 1 - min(distances), "seconds": {"decode": decoded}}
-
-    return compare
-
-
 def _peak_mib() -> float:
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -221,7 +187,8 @@ def _peak_mib() -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
 
 
-def _processor() -> str:
+def processor() -> str:
+    """This machine's."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
