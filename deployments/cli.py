@@ -72,11 +72,21 @@ def _print_json(value: Any) -> None:
 
 
 @app.command()
-def up() -> None:
+def up(
+    prepare: Annotated[
+        bool,
+        typer.Option("--prepare", help="Only create Prefect's database, and stop: the first start is sooner then."),
+    ] = False,
+) -> None:
     """Start the whole system on this machine; Ctrl-C stops all of it."""
-    from deployments.stack import Stack
+    from deployments.stack import Stack, running
 
     settings = Settings()
+    if prepare:
+        if running(settings) is None:
+            with err.status("Creating Prefect's database"), Stack(settings, server_only=True):
+                pass
+        return
     starting = err.status("Starting Prefect, workers and the upload service")
     starting.start()
     with contextlib.suppress(KeyboardInterrupt), Stack(settings) as stack:
@@ -203,6 +213,7 @@ def models_pull(
     samples: Annotated[bool, typer.Option("--samples", help="Also the media that demo and tests use.")] = False,
 ) -> None:
     """Fetch the weights in use, check their SHA-256, and put them in place. Nothing is fetched twice."""
+    from deployments.demo_media import DEMO, build_demo_media
     from deployments.demo_media import samples as sample_media
     from tasks.faces.models import pull
 
@@ -211,6 +222,7 @@ def models_pull(
         paths = pull(settings)
         if samples:
             paths = [*paths, *sample_media(settings)]
+            build_demo_media(settings.state_dir / DEMO, settings)
     for path in paths:
         out.print(str(path), soft_wrap=True)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments.client import UploadClient
-from deployments.demo_media import DemoMedia, build_demo_media
+from deployments.demo_media import DEMO, DemoMedia, demo_media
 from deployments.stack import running, stack_or_running
 from tasks.database import database_for
 from tasks.database.attempts import get_attempt
@@ -77,7 +77,7 @@ def run_demo(settings: Settings, out: Console, err: Console, *, as_json: bool = 
     """
     began = time.monotonic()
     with err.status("Drawing ID cards, cutting the video") as status:
-        media = build_demo_media(settings.state_dir / "demo", settings)
+        media = demo_media(settings.state_dir / DEMO, settings)
         status.update("Starting Prefect, workers and the upload service")
         already = running(settings)
         with stack_or_running(settings) as addresses:

@@ -33,6 +33,8 @@ ASTRONAUT = PinnedFile(
     max_bytes=791_555,
 )
 
+DEMO = "demo"
+"""Folder of the demo's files in the state folder."""
 _PORTRAIT_FRAME = 30  # of 120: looks ahead, mouth closed
 _PORTRAIT_BOX = (41, 2, 123, 118)  # left, top, right, bottom in 176 x 144; pixels are 128:117
 _ASTRONAUT_BOX = (134, 5, 320, 245)
@@ -68,26 +70,37 @@ def portraits(settings: Settings) -> tuple[Image.Image, Image.Image]:
         return genuine.crop(_PORTRAIT_BOX), image.convert("RGB").crop(_ASTRONAUT_BOX)
 
 
+def demo_media(folder: Path, settings: Settings) -> DemoMedia:
+    """The demo's files in a folder; written now where `make setup` has not done it. Raises as `samples` does."""
+    media = _media_in(folder)
+    return media if media.selfie_video.exists() else build_demo_media(folder, settings)
+
+
 def build_demo_media(folder: Path, settings: Settings) -> DemoMedia:
     """Write the demo's files into a folder; the same files each time. Raises as `samples` does."""
     folder.mkdir(parents=True, exist_ok=True)
+    media = _media_in(folder)
+    media.selfie_video.unlink(missing_ok=True)
     genuine, impostor = portraits(settings)
-    media = DemoMedia(
-        genuine_card=_write(folder / "genuine_card.jpg", draw_card(genuine, serial=1)),
-        impostor_card=_write(folder / "impostor_card.jpg", draw_card(impostor, serial=2)),
-        faceless_card=_write(folder / "faceless_card.jpg", draw_card(None, serial=3)),
-        selfie_video=folder / "selfie_video.mp4",
-        not_a_video=_write(folder / "not_a_video.mp4", b"This is a text file whose name says that it is a video.\n"),
-    )
+    media.genuine_card.write_bytes(draw_card(genuine, serial=1))
+    media.impostor_card.write_bytes(draw_card(impostor, serial=2))
+    media.faceless_card.write_bytes(draw_card(None, serial=3))
+    media.not_a_video.write_bytes(b"This is a text file whose name says that it is a video.\n")
+    # The last one, and whole: where it is there, all are.
     partial = folder / ".selfie_video.mp4"
     _encode(_second_half(samples(settings)[0]), partial)
     os.replace(partial, media.selfie_video)
     return media
 
 
-def _write(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
+def _media_in(folder: Path) -> DemoMedia:
+    return DemoMedia(
+        genuine_card=folder / "genuine_card.jpg",
+        impostor_card=folder / "impostor_card.jpg",
+        faceless_card=folder / "faceless_card.jpg",
+        selfie_video=folder / "selfie_video.mp4",
+        not_a_video=folder / "not_a_video.mp4",
+    )
 
 
 def _second_half(video: Path) -> Iterator[VideoFrame]:

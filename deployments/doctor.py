@@ -18,12 +18,11 @@ from pydantic import BaseModel
 from sqlalchemy import func, select, text
 
 from deployments.provision import POOLS, QUEUE, SESSIONS, UPKEEP_QUEUE
-from deployments.server_configuration import (
+from deployments.server_configuration import LOST_RUNS, as_wanted
+from deployments.server_retention import (
     EVENT_RETENTION,
-    LOST_RUNS,
     RUN_RETENTION,
     VACUUM,
-    as_wanted,
     read_retention,
     retention_variables,
 )

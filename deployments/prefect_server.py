@@ -1,9 +1,12 @@
-"""Prefect's server for the embedded default: `python -m deployments.prefect_server --host H --port P`.
+"""Prefect's server: `python -m deployments.prefect_server --host H --port P`.
 
 On SQLite, Prefect 3.8 begins most transactions as DEFERRED: they read first, and fail with "database is locked" when
 another has written before they do, however long the time-out. Callers get 503 and back off; with 20 flow runs created
 at once that took 18 to 89 s, and runs crashed. Begun as IMMEDIATE, they queue: 3 s, and no 503. This is the one place
 that touches a private part of Prefect (read in 3.8.8); a test fails when that part changes. PostgreSQL is not affected.
+
+On any database, Python's garbage collector goes through all that the server has loaded again and again. Here it leaves
+that alone (`server_load.py`).
 """
 
 from contextlib import AbstractAsyncContextManager
@@ -11,8 +14,11 @@ from typing import Annotated, Any
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 from prefect.server.api.server import create_app
 from prefect.server.database.configurations import AioSqliteConfiguration
+
+from deployments.server_load import leave_loaded_alone
 
 _begin_transaction = AioSqliteConfiguration.begin_transaction
 
@@ -24,10 +30,44 @@ def _begin_immediate(
     return _begin_transaction(self, session, with_for_update=True)
 
 
-def serve(host: Annotated[str, typer.Option()], port: Annotated[int, typer.Option()]) -> None:
-    """Run Prefect's API, UI and background services until a signal comes."""
+def everything() -> FastAPI:
+    """API, UI and background services, for the one process that has them all."""
     AioSqliteConfiguration.begin_transaction = _begin_immediate  # type: ignore[method-assign,assignment]
-    uvicorn.run(create_app(), host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+    return _ready(create_app())
+
+
+def api_only() -> FastAPI:
+    """API and UI, for one of several processes."""
+    return _ready(create_app(webserver_only=True))
+
+
+def _ready(app: FastAPI) -> FastAPI:
+    leave_loaded_alone()
+    return app
+
+
+def serve(
+    host: Annotated[str, typer.Option()],
+    port: Annotated[int, typer.Option()],
+    processes: Annotated[int, typer.Option(min=1, help="More than one: without services.")] = 1,
+    no_services: Annotated[
+        bool, typer.Option("--no-services", help="`prefect server services start` has them.")
+    ] = False,
+) -> None:
+    """Run Prefect's API, UI and background services until a signal comes.
+
+    Several processes need PostgreSQL, Redis, and `prefect server services start` beside them (docs/workers.md).
+    """
+    factory = api_only if no_services or processes > 1 else everything
+    uvicorn.run(
+        f"deployments.prefect_server:{factory.__name__}",
+        factory=True,
+        host=host,
+        port=port,
+        workers=processes,
+        log_level="warning",
+        timeout_graceful_shutdown=3,
+    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
-"""Prefect's side of a deployment: pools, queues and the automation, then everything in prefect.yaml. Safe to repeat."""
+"""Prefect's side of a deployment: pools, queues and the automation, then everything in prefect.yaml. Safe to repeat.
 
-import subprocess
+Prefect is imported where it is used: that takes a second, and `kycflow up` starts its processes first.
+"""
+
+import asyncio
+import importlib
+import io
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from contextlib import chdir, redirect_stdout, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.workers.process import ProcessWorker
+import typer
+import yaml
 
-from deployments.server_configuration import HEARTBEAT_SECONDS, configure_server
-from tasks.dispatch import prefect_api
-from tasks.errors import ConfigurationError
+from tasks.errors import ConfigurationError, KycflowError, OrchestratorUnavailable
+from tasks.settings import Settings
 
 PREFECT_YAML = Path(__file__).parent.parent / "prefect.yaml"
 
@@ -21,10 +25,11 @@ SESSIONS = "sessions"
 # Name, limits of its default queue, description. The limits stand at queues, not at the workers: a stock worker started
 # with `--limit` ends with an error when a flow run is scheduled again while its last process is still ending (Prefect
 # 3.8). Nor at the pools: lost runs hold their places until the sweep has mended them, which needs a place itself.
-# A session's run is a process of its own in every type of pool but `resident`, where hundreds wait side by side.
+# A session's run is a process of its own in every type of pool but `resident`, where hundreds wait side by side. There,
+# a worker also has the next comparisons at hand while it computes one: alone, each would wait for Prefect's server.
 POOLS = (
     (SESSIONS, 4, 200, "Session workers: follow each session from its files to its decision. No GPU."),
-    ("gpu", 1, 1, "Workers that compare faces. The limit of the queue is the number of comparisons at a time."),
+    ("gpu", 1, 4, "Workers that compare faces. The limit of the queue is the number of comparisons they have at hand."),
 )
 RESIDENT = "resident"
 PROCESS = "process"
@@ -41,6 +46,12 @@ async def create_pools(pool_type: str) -> None:
     Raises:
         OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
     """
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+    from deployments.server_configuration import configure_server
+    from tasks.dispatch import prefect_api
+
     async with prefect_api() as client:
         for name, limit, resident_limit, description in POOLS:
             # Another `kycflow deploy` may be faster.
@@ -67,6 +78,10 @@ async def create_pools(pool_type: str) -> None:
 
 def process_template() -> dict[str, Any]:
     """Prefect's job template of process pools, with other defaults."""
+    from prefect.workers.process import ProcessWorker
+
+    from deployments.server_configuration import HEARTBEAT_SECONDS
+
     template = ProcessWorker.get_default_base_job_template()
     properties = template["variables"]["properties"]
     # Without a command, Prefect starts a process that looks for the code's folder, and then this one.
@@ -75,19 +90,96 @@ def process_template() -> dict[str, Any]:
     return template
 
 
-def deploy(environment: Mapping[str, str] | None = None) -> None:
-    """Apply prefect.yaml with Prefect's own command, in this process' environment unless another is given.
+async def drop_missed_sweeps() -> None:
+    """Delete the sweeps that were planned while nothing ran, one a minute: workers would take them all up at once.
+
+    Raises:
+        OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
+    """
+    from prefect.client.schemas.filters import (
+        DeploymentFilter,
+        DeploymentFilterId,
+        FlowRunFilter,
+        FlowRunFilterExpectedStartTime,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
+    from prefect.exceptions import ObjectNotFound
+
+    from tasks.dispatch import SWEEP_SESSIONS, prefect_api
+
+    async with prefect_api() as client:
+        sweeps = DeploymentFilterId(any_=[(await client.read_deployment_by_name(SWEEP_SESSIONS)).id])
+        missed = FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+            expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
+        )
+        for run in await client.read_flow_runs(deployment_filter=DeploymentFilter(id=sweeps), flow_run_filter=missed):
+            if run.run_count == 0:
+                with suppress(ObjectNotFound):
+                    await client.delete_flow_run(run.id)
+
+
+async def _server_there(seconds: float) -> None:
+    """Raises OrchestratorUnavailable: Prefect's server does not answer within so many seconds."""
+    from tasks.dispatch import prefect_api
+
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            async with prefect_api() as client:
+                await client.hello()
+                return
+        except OrchestratorUnavailable:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.1)
+
+
+def flow_modules(pool: str | None = None) -> list[str]:
+    """Names of the modules that hold the flows in prefect.yaml: those of a work pool, or all."""
+    found = yaml.safe_load(PREFECT_YAML.read_text())["deployments"]
+    return [one["entrypoint"].rpartition(".")[0] for one in found if pool in (None, one["work_pool"]["name"])]
+
+
+def deploy() -> None:
+    """Apply prefect.yaml at the server in PREFECT_API_URL, with Prefect's own command `prefect deploy --all`.
+
+    It runs in this process, in which it leaves connections open.
 
     Raises:
         ConfigurationError: the command failed; the message holds what it said.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_YAML)],
-        cwd=PREFECT_YAML.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise ConfigurationError(f"`prefect deploy --all` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    from prefect.cli import app
+
+    said = io.StringIO()
+    arguments = sys.argv
+    sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_YAML)]
+    try:
+        with chdir(PREFECT_YAML.parent), redirect_stdout(said):
+            app()
+    except SystemExit as exc:
+        if exc.code:
+            raise ConfigurationError(f"`prefect deploy --all` failed:\n{said.getvalue()[-2000:]}") from exc
+    finally:
+        sys.argv = arguments
+
+
+def provision(
+    patience: Annotated[float, typer.Option(help="How long to wait for Prefect's server, in seconds.")],
+) -> None:
+    """Set up the server of `kycflow up`. Started together with it, this has imported all when the server answers."""
+    try:
+        for module in ("prefect.cli.deploy", *flow_modules()):
+            importlib.import_module(module)
+        asyncio.run(_server_there(patience))
+        asyncio.run(create_pools(Settings().worker_type))
+        deploy()
+        asyncio.run(drop_missed_sweeps())
+    except KycflowError as exc:
+        sys.exit(str(exc))
+
+
+if __name__ == "__main__":
+    typer.run(provision)

@@ -1,10 +1,5 @@
-"""What Prefect's server is told beside pools and deployments: when a run counts as lost, and how long it keeps what.
+"""What Prefect's server is told beside pools and deployments: when a run counts as lost. An automation does it."""
 
-The first is an automation, made through the API. The second is in the environment of the server's process only:
-`retention_variables` are those that kycflow wants, and `read_retention` asks a server what it has.
-"""
-
-from dataclasses import dataclass
 from datetime import timedelta
 
 import httpx
@@ -13,7 +8,6 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
-from pydantic import BaseModel, ValidationError
 
 from tasks.dispatch import TAG
 
@@ -24,11 +18,6 @@ HEARTBEAT_SECONDS = 30
 """How often it sends one: Prefect's least."""
 WATCHED_TAGS = ("comparison", "evaluation", "upkeep")
 """Of the deployments in prefect.yaml, those whose runs have a process from their beginning to their end."""
-EVENT_DAYS = 7
-
-VACUUM = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
-RUN_RETENTION = "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD"
-EVENT_RETENTION = "PREFECT_SERVER_EVENTS_RETENTION_PERIOD"
 
 
 def lost_runs_automation() -> AutomationCore:
@@ -95,70 +84,3 @@ async def _delete(client: PrefectClient, automation: Automation) -> None:
 def as_wanted(found: Automation) -> bool:
     """Whether an automation is what this version makes, on or off."""
     return found.model_dump(exclude={"id", "enabled"}) == lost_runs_automation().model_dump(exclude={"enabled"})
-
-
-def retention_variables(days: int) -> dict[str, str]:
-    """What has Prefect's server forget runs, with their logs and artifacts, after so many days, and events by then."""
-    return {
-        VACUUM: "events,flow_runs",
-        RUN_RETENTION: str(days * 86_400),
-        EVENT_RETENTION: f"{min(days, EVENT_DAYS)} days",  # a bare number keeps every Prefect process from starting
-    }
-
-
-@dataclass(frozen=True)
-class Retention:
-    """How long a server keeps ended runs, and events. None: for ever."""
-
-    runs: timedelta | None
-    events: timedelta | None
-
-
-class _Vacuum(BaseModel):
-    enabled: set[str] | bool | None
-    retention_period: timedelta
-
-    def deletes(self, what: str) -> bool:
-        """In Prefect's words: true means everything, false only events."""
-        if isinstance(self.enabled, bool):
-            return self.enabled or what == "events"
-        return what in (self.enabled or ())
-
-
-class _Services(BaseModel):
-    db_vacuum: _Vacuum
-
-
-class _Events(BaseModel):
-    retention_period: timedelta
-
-
-class _Server(BaseModel):
-    services: _Services
-    events: _Events
-
-
-class _ServerSettings(BaseModel):
-    server: _Server
-
-
-async def read_retention(client: PrefectClient) -> Retention | None:
-    """What the server says of itself; None when it does not say, as Prefect Cloud.
-
-    Raises:
-        OrchestratorUnavailable: from `prefect_api`, which the client belongs to.
-    """
-    try:
-        answer = await client.request("GET", "/admin/settings")
-        server = _ServerSettings.model_validate_json(answer.content).server
-    except httpx.HTTPStatusError as exc:
-        if exc.response.status_code in {403, 404, 405}:
-            return None
-        raise
-    except ValidationError:
-        return None
-    vacuum = server.services.db_vacuum
-    return Retention(
-        runs=vacuum.retention_period if vacuum.deletes("flow_runs") else None,
-        events=server.events.retention_period if vacuum.deletes("events") else None,
-    )

@@ -1,6 +1,5 @@
 """The whole system on one machine, no other service needed: Prefect's server, both workers, the upload service."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -16,15 +15,16 @@ from pathlib import Path
 import httpx
 import psutil
 from filelock import FileLock, Timeout
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments.provision import POOLS, RESIDENT, create_pools, deploy
-from deployments.server_configuration import retention_variables
+from deployments.provision import POOLS, RESIDENT
+from deployments.server_load import LOAD_VARIABLES
+from deployments.server_retention import retention_variables
 from tasks.database import database_for
 from tasks.errors import ConfigurationError
 from tasks.faces.models import pull
 from tasks.settings import Settings
 
+FOUND = "stack.json"
 LOG_CONFIG = Path(__file__).parent / "upload_service" / "log_config.json"
 # Prefect's server has no login, and who reaches it can run code on its workers.
 LOOPBACK = "127.0.0.1"
@@ -51,7 +51,7 @@ class Addresses:
 def running(settings: Settings) -> Addresses | None:
     """The system that runs from this state folder; None when none does."""
     try:
-        found = Addresses(**json.loads((settings.state_dir / "stack.json").read_text()))
+        found = Addresses(**json.loads((settings.state_dir / FOUND).read_text()))
     except (OSError, ValueError, TypeError):
         return None
     lock = FileLock(settings.state_dir / "stack.lock")
@@ -80,9 +80,12 @@ def free_port(host: str, preferred: int, *taken: int) -> int:
 class Stack:
     """Processes started together and stopped together. Use as a context manager."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, server_only: bool = False) -> None:
+        """`server_only`: Prefect's server alone, with everything deployed."""
         self._settings = settings
+        self._server_only = server_only
         self._logs = settings.state_dir / "logs"
+        self._found = settings.state_dir / FOUND
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._commands: dict[str, tuple[str, ...]] = {}
         self._started: dict[str, float] = {}
@@ -115,7 +118,7 @@ class Stack:
     def _start(self) -> None:
         settings = self._settings
         pull(settings)
-        database_for(settings)
+        self._found.unlink(missing_ok=True)  # what a killed system left behind
         host = settings.host
         prefect_port = free_port(LOOPBACK, settings.prefect_port)
         api_port = free_port(host, settings.api_port, prefect_port)
@@ -124,21 +127,24 @@ class Stack:
         )
         self._environment = {**os.environ, **environment(settings, self.addresses)}
 
+        # All at once, as importing takes most of their start, and the server first: it takes longest.
         self._run("prefect-server", "deployments.prefect_server", "--host", LOOPBACK, "--port", str(prefect_port))
-        self._wait_for("prefect-server", f"{self.addresses.prefect_api}/health")
-        with temporary_settings({PREFECT_API_URL: self.addresses.prefect_api}):
-            asyncio.run(create_pools(settings.worker_type))
-        self._run(
-            "upload-service",
-            *("uvicorn", "--factory", "deployments.upload_service.app:create_app"),
-            *("--host", host, "--port", str(api_port), "--no-access-log", "--log-config", str(LOG_CONFIG)),
-        )
-        # Before the workers: deploying drops the sweeps that were planned while nothing ran, one every two minutes.
-        deploy(self._environment)
-        for pool, *_ in POOLS:
-            self._run(f"worker-{pool}", "deployments.worker", "--pool", pool)
-        self._wait_for("upload-service", f"{self.addresses.upload_api}/health")
-        (settings.state_dir / "stack.json").write_text(json.dumps(asdict(self.addresses)))
+        self._run("deploy", "deployments.provision", "--patience", str(START_SECONDS))
+        if not self._server_only:
+            database_for(settings)
+            self._run(
+                "upload-service",
+                *("uvicorn", "--factory", "deployments.upload_service.app:create_app"),
+                *("--host", host, "--port", str(api_port), "--no-access-log", "--log-config", str(LOG_CONFIG)),
+            )
+            # They take up work when stack.json is there: all is deployed then, and missed sweeps are dropped.
+            after = str(self._found.absolute())
+            for pool, *_ in POOLS:
+                self._run(f"worker-{pool}", "deployments.worker", "--pool", pool, "--after", after)
+        self._wait_for_end("deploy")
+        if not self._server_only:
+            self._wait_for("upload-service", f"{self.addresses.upload_api}/health")
+            self._found.write_text(json.dumps(asdict(self.addresses)))
         self._ready = True
 
     def _run(self, name: str, module: str, *arguments: str) -> None:
@@ -156,14 +162,28 @@ class Stack:
                 start_new_session=True,
             )
 
+    def _wait_for_end(self, name: str) -> None:
+        """Wait for the one part that is to end."""
+        process = self._processes.pop(name)
+        try:
+            while process.poll() is None:
+                self.check()
+                time.sleep(0.05)
+        except BaseException:
+            stop_tree(process)
+            raise
+        if process.returncode != 0:
+            raise ConfigurationError(f"{name} ended with code {process.returncode}: see {self._log(name)}")
+
     def _wait_for(self, name: str, url: str) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            self.check()
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(url, timeout=2).is_success:
-                    return
-            time.sleep(0.1)
+        with httpx.Client(timeout=2) as client:
+            while time.monotonic() < deadline:
+                self.check()
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get(url).is_success:
+                        return
+                time.sleep(0.1)
         raise ConfigurationError(f"{name} did not answer at {url} within {START_SECONDS} s: see {self._log(name)}")
 
     def check(self) -> list[str]:
@@ -196,7 +216,7 @@ class Stack:
         while self._processes:
             _, process = self._processes.popitem()
             stop_tree(process)
-        (self._settings.state_dir / "stack.json").unlink(missing_ok=True)
+        self._found.unlink(missing_ok=True)
         self._lock.release()
 
 
@@ -223,14 +243,16 @@ def stop_tree(process: subprocess.Popen[bytes]) -> None:
 def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
     """Environment of every process: Prefect's own settings, and ours with absolute paths.
 
-    How long Prefect keeps what is for the operator to say: what is set already stays.
+    How Prefect's server bears load, and how long it keeps what, is for the operator to say: what is set already stays.
     """
-    retention = retention_variables(settings.media_retention_days)
+    server = {**LOAD_VARIABLES, **retention_variables(settings.media_retention_days)}
     return {
         "KYCFLOW_STATE_DIR": str(settings.state_dir.absolute()),
         "PREFECT_HOME": str(settings.state_dir.absolute() / "prefect"),
         "PREFECT_API_URL": addresses.prefect_api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Else each client asks the server first whether it wants tokens.
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": os.environ.get("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "false"),
         "PREFECT_CLI_PROMPT": "false",
         # Runs are taken when they are due, at once.
         "PREFECT_WORKER_QUERY_SECONDS": "0.25" if settings.worker_type == RESIDENT else "1",
@@ -238,7 +260,7 @@ def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
         # What tasks log is seen at their flow run in the UI.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
         "PYTHONUNBUFFERED": "1",
-        **{name: os.environ.get(name, value) for name, value in retention.items()},
+        **{name: os.environ.get(name, value) for name, value in server.items()},
     }
 
 

@@ -2,41 +2,99 @@
 
 It is Prefect's own command, `prefect worker start`, of whatever type its pool has, in this very process, with a thread
 beside it. The name is new at each start, as Prefect notes with a flow run only the name of the worker that took it.
+
+It may be started before Prefect's server and its pool: it waits for them, while Prefect's command would end, or create
+a pool of the type `process`.
 """
 
 import asyncio
+import importlib
 import logging
 import os
 import runpy
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from prefect.exceptions import ObjectNotFound
+from prefect.plugins import load_prefect_collections
 
-from deployments.provision import SESSIONS
-from tasks.dispatch import start_sweep
-from tasks.errors import KycflowError
+from deployments.provision import RESIDENT, SESSIONS, flow_modules
+from tasks.database import database_for
+from tasks.dispatch import prefect_api, start_sweep
+from tasks.errors import KycflowError, OrchestratorUnavailable
 from tasks.leasing import worker_name
 from tasks.liveness import worker_alive
+from tasks.settings import Settings
 
 SWEEP_SECONDS = 60
 """As in prefect.yaml: until the schedule's next sweep takes over."""
+LOOK_SECONDS = 0.1
+AWAY_SECONDS = 2
 
 log = logging.getLogger(__name__)
 
 
-def work(pool: Annotated[str, typer.Option(help="Work pool: sessions or gpu.")]) -> None:
+def work(
+    pool: Annotated[str, typer.Option(help="Work pool: sessions or gpu.")],
+    after: Annotated[Path | None, typer.Option(help="Begin when this file is there.")] = None,
+) -> None:
     """Run Prefect's worker for a pool until a signal ends it, with a sign of life that the sweep reads."""
     name = worker_name(pool)
-    sys.argv = ["prefect", "worker", "start", "--pool", pool, "--name", name]
     # Its flow runs' `python` is this one.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    if after is not None:
+        _load(pool)
+        while not after.exists():
+            time.sleep(LOOK_SECONDS)
+    asyncio.run(_until_there(pool))
+    sys.argv = ["prefect", "worker", "start", "--pool", pool, "--name", name]
     if pool == SESSIONS:
         threading.Thread(target=_sweep, name="first sweep", daemon=True).start()
     with worker_alive(name):
         runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+
+
+def _load(pool: str) -> None:
+    """Do what a worker does before it takes runs, as far as that needs no server: meanwhile Prefect's own starts.
+
+    What fails here fails there again, and is told there.
+    """
+    modules = ["prefect.cli.worker"]
+    if Settings().worker_type == RESIDENT:
+        modules += ["deployments.resident.worker", *flow_modules(pool)]
+    for module in modules:
+        with suppress(Exception):
+            getattr(importlib.import_module(module), "warm_up", lambda: None)()
+    load_prefect_collections()
+    with suppress(KycflowError):
+        database_for(Settings())
+
+
+async def _until_there(pool: str) -> None:
+    """Wait for Prefect's server and for the pool, quietly but for the first time."""
+    told = ""
+    while missing := await _missing(pool):
+        if missing != told:
+            log.warning("%s The worker waits for it.", missing)
+            told = missing
+        await asyncio.sleep(AWAY_SECONDS)
+
+
+async def _missing(pool: str) -> str:
+    try:
+        async with prefect_api() as client:
+            try:
+                await client.read_work_pool(pool)
+            except ObjectNotFound:
+                return f"Prefect's server has no work pool {pool!r}: `kycflow deploy` creates it."
+    except OrchestratorUnavailable as exc:
+        return str(exc)
+    return ""
 
 
 def _sweep() -> None:

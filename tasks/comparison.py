@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,10 @@ QUEUED_SECONDS = 5
 # One beside others in its worker's process takes nothing but a place of the queue's limit, and another execution costs
 # Prefect's server more than waiting does.
 IN_WORKER_SECONDS = 300
+
+# A worker that has several comparisons at hand fetches files, talks to Prefect and stores rows for them side by side,
+# and computes one at a time: they share one device, and a crash of the process is one comparison's.
+_turn = threading.Lock()
 
 
 @task(name="request comparison", cache_policy=NO_CACHE, **retried(6))
@@ -144,11 +149,12 @@ def compute_comparison(key: str, reference: StoredFile, probe: StoredFile, engin
                         return row
                     continue
                 try:
-                    row = begin_comparison(database, lease, key, reference, probe, engine, by=f"flow run {owner}")
-                    if row is not None:
-                        return row
-                    compared = loaded.compare(folder / "reference", folder / "probe", settings)
-                    drawn = _drawn(compared, engine, key, folder)
+                    with _turn:
+                        row = begin_comparison(database, lease, key, reference, probe, engine, by=f"flow run {owner}")
+                        if row is not None:
+                            return row
+                        compared = loaded.compare(folder / "reference", folder / "probe", settings)
+                        drawn = _drawn(compared, engine, key, folder)
                     kept = None if drawn is None else _kept(key, drawn, lease)
                     return store_comparison(key, lease, compared.comparison, kept)
                 except LeaseLost:

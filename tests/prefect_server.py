@@ -14,19 +14,24 @@ from deployments.stack import LOOPBACK, stop_tree
 from tests.system import START_SECONDS, eventually
 
 
+def without_settings() -> dict[str, str]:
+    """This process's environment, without Prefect's settings and ours."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("KYCFLOW_", "PREFECT_"))}
+
+
 @contextmanager
-def prefect_server(home: Path, **variables: str) -> Iterator[str]:
+def prefect_server(home: Path, *arguments: str, **variables: str) -> Iterator[str]:
     """Start one, wait until it answers; its API's address. `variables` are its environment, beside the usual."""
     home.mkdir(parents=True)
     with socket.create_server((LOOPBACK, 0)) as free:
         port = free.getsockname()[1]
     address = f"http://{LOOPBACK}:{port}/api"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("KYCFLOW_", "PREFECT_"))}
+    environment = without_settings()
     environment |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **variables}
 
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "deployments.prefect_server", "--host", LOOPBACK, "--port", str(port)],
+            [sys.executable, "-m", "deployments.prefect_server", "--host", LOOPBACK, "--port", str(port), *arguments],
             env=environment,
             stdout=log,
             stderr=log,

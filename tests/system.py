@@ -77,7 +77,7 @@ class System:
         def look() -> psutil.Process | None:
             for child in psutil.Process(self.pid).children():
                 with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                    if child.cmdline()[-4:] == ["-m", "deployments.worker", "--pool", pool]:
+                    if child.cmdline()[1:5] == ["-m", "deployments.worker", "--pool", pool]:
                         return child
             return None
 

@@ -12,6 +12,7 @@ test_resident_worker.py` fails when one of them is gone.
 - A run that is stopped by its worker ends Cancelled, or is handed back, and not as Crashed.
 """
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,7 +149,13 @@ class AsyncEngine(_Resident, AsyncFlowRunEngine[Any, Any]):
     """The engine of an asynchronous flow."""
 
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
-        return await super().set_state(self._told(state), force)
+        # Not given up on its way: the server would set it all the same, and after the state that follows a stop.
+        asked = asyncio.ensure_future(super().set_state(self._told(state), force))
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            await asyncio.gather(asked, return_exceptions=True)
+            raise
 
     async def handle_crash(self, exc: BaseException) -> None:
         if self.stop is None:

@@ -4,6 +4,8 @@ import gc
 import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,9 @@ from tasks.database import database_for
 from tasks.database.leases import holders
 from tasks.database.schema import upgrade
 from tasks.errors import ObjectChanged, ObjectMissing, StorageUnavailable
+from tasks.faces.engine import FaceEngine
+from tasks.faces.models import engine_config
+from tasks.faces.shown import ComparedFaces
 from tasks.settings import Settings
 from tasks.storage import open_storage
 from tasks.storage.files import hash_file
@@ -60,6 +65,31 @@ def stored(path: Path, kind: FileKind) -> StoredFile:
 def pair(worker: None, demo_media: DemoMedia) -> tuple[StoredFile, StoredFile]:
     """A genuine pair in storage."""
     return stored(demo_media.genuine_card, FileKind.ID_IMAGE), stored(demo_media.selfie_video, FileKind.SELFIE_VIDEO)
+
+
+def test_a_process_computes_one_comparison_at_a_time(
+    pair: tuple[StoredFile, StoredFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, probe = pair
+    engine, real, at_once = engine_config(Settings()), FaceEngine.compare, [0]
+    most = [0]
+
+    def watched(self: FaceEngine, card: Path, video: Path, settings: Settings) -> ComparedFaces:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        try:
+            return real(self, card, video, settings)
+        finally:
+            at_once[0] -= 1
+
+    monkeypatch.setattr(FaceEngine, "compare", watched)
+    others = [engine.model_copy(update={"frames": frames}) for frames in (4, 5, 6)]
+
+    with ThreadPoolExecutor(len(others)) as pool:  # each in this context, which has Prefect's settings
+        runs = [pool.submit(copy_context().run, compare_faces, reference, probe, config) for config in others]
+    rows = [run.result() for run in runs]
+    assert [row.engine for row in rows if isinstance(row, Comparison)] == others
+    assert most == [1]
 
 
 def task_runs(system: System, flow_run_id: uuid.UUID | None, count: int) -> dict[str, TaskRun]:

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
 from deployments.doctor import Finding, examine_prefect
-from deployments.provision import POOLS, SESSIONS, UPKEEP_QUEUE, create_pools, deploy
+from deployments.provision import POOLS, SESSIONS, UPKEEP_QUEUE, create_pools, drop_missed_sweeps
 from deployments.server_configuration import (
     HEARTBEAT_SECONDS,
     LOST_RUNS,
@@ -259,6 +259,28 @@ def test_a_sweep_counts_when_it_began_of_late_and_did_not_fail(server: str, monk
         assert (finding("Sweep").state, "the last one began" in finding("Sweep").finding) == ("warning", True)
 
 
+def test_missed_sweeps_are_dropped_and_nothing_else(server: str) -> None:
+    """Without it a session worker takes up one for each minute in which nothing ran, at once."""
+
+    def create(name: str, due: datetime, **parameters: str) -> str:
+        """A flow run that is due then; its id."""
+        deployment = httpx.get(f"{server}/deployments/name/{name}/{name}").json()["id"]
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
+        body = {"state": state, "parameters": parameters}
+        answer = httpx.post(f"{server}/deployments/{deployment}/create_flow_run", json=body)
+        return str(answer.raise_for_status().json()["id"])
+
+    now = datetime.now(UTC)
+    past, future = now - timedelta(hours=1), now + timedelta(hours=1)
+    with deployed(server):
+        missed = [create("sweep-sessions", past) for _ in range(3)]
+        kept = [begin_sweep(server, "RUNNING"), create("sweep-sessions", future)]
+        kept += [create("purge-sessions", past), create("verify-session", past, session_id="one")]
+        asyncio.run(drop_missed_sweeps())
+        assert [httpx.get(f"{server}/flow_runs/{run}").status_code for run in missed] == [404] * len(missed)
+        assert [httpx.get(f"{server}/flow_runs/{run}").status_code for run in kept] == [200] * len(kept)
+
+
 def begin_sweep(server: str, *states: str) -> str:
     """Create a run of the sweep and take it through these types of states, as its process would; its id."""
     sweeps = httpx.get(f"{server}/deployments/name/sweep-sessions/sweep-sessions").json()["id"]
@@ -272,7 +294,7 @@ def begin_sweep(server: str, *states: str) -> str:
 @contextmanager
 def deployed(server: str) -> Iterator[None]:
     """With prefect.yaml applied; afterwards its deployments are gone again, and with them their runs."""
-    deploy(shell(server))
+    operator(server, "deployments.cli", "deploy")
     try:
         yield
     finally:

@@ -1,4 +1,7 @@
-"""`make bench-workers`: flow runs that do nothing, by a resident worker and by Prefect's process worker."""
+"""`make bench-workers`: flow runs that do nothing, by a resident worker and by Prefect's process worker.
+
+`--servers 2` gives Prefect's API two processes, with Redis between them (`make bench-scale` has the rest of that).
+"""
 
 import asyncio
 import json
@@ -6,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,8 +40,8 @@ from deployments.provision import PROCESS, RESIDENT, process_template
 from deployments.stack import stop_tree
 from tasks.settings import Settings
 from tests import resident_flows
+from tests.benchmarks.servers import API, SERVICES, Servers, cpu, redis, servers_of
 from tests.chaos.postgresql import postgresql, serve_everything
-from tests.prefect_server import prefect_server
 
 REPOSITORY = Path(__file__).parents[2]
 AT_ONCE = 20
@@ -59,7 +62,7 @@ class Measured:
     worker_cpu_seconds: float
     """A run, of the worker and the processes that it starts."""
     server_cpu_seconds: float
-    """A run, of Prefect's server; PostgreSQL not counted."""
+    """A run, of Prefect's server with its background services; PostgreSQL and Redis not counted."""
     mib_early: float
     """The worker's resident memory after a tenth of the runs, MiB."""
     mib: float
@@ -71,6 +74,7 @@ class Measured:
 def main(
     resident_runs: Annotated[int, typer.Option(help="Flow runs of the resident worker.")] = 2000,
     process_runs: Annotated[int, typer.Option(help="Flow runs of the process worker.")] = 24,
+    servers: Annotated[int, typer.Option(min=1, help="Processes of Prefect's API, for both.")] = 1,
 ) -> None:
     """Measure both types, one after the other, on a PostgreSQL of their own."""
     console = Console(highlight=False)
@@ -79,12 +83,13 @@ def main(
     with TemporaryDirectory(prefix="kycflow-") as name, ExitStack() as exits:
         patch = exits.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("KYCFLOW_STATE_DIR", name)
-        serve_everything(exits.enter_context(postgresql()), patch)
-        database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"]}
-        address = exits.enter_context(prefect_server(Path(name) / "prefect", **database))
-        exits.enter_context(temporary_settings({PREFECT_API_URL: address}))
+        database = exits.enter_context(postgresql())
+        serve_everything(database, patch)
+        between = exits.enter_context(redis(Path(name))) if servers > 1 else None
+        serving = exits.enter_context(servers_of(Path(name) / "prefect", servers, database, between))
+        exits.enter_context(temporary_settings({PREFECT_API_URL: serving.address}))
         for kind, runs in ((RESIDENT, resident_runs), (PROCESS, process_runs)):
-            found[kind] = asyncio.run(_measure(kind, runs, address, Path(name)))
+            found[kind] = asyncio.run(_measure(kind, runs, serving, Path(name)))
     table = Table("", *found, box=None, pad_edge=False)
     for label, field, digits in (
         ("flow runs", "runs", 0),
@@ -99,51 +104,82 @@ def main(
         table.add_row(label, *(f"{getattr(one, field):.{digits}f}" for one in found.values()))
     console.print(table)
     ratio = found[RESIDENT].runs_per_second / found[PROCESS].runs_per_second
-    console.print(f"resident: {ratio:.1f} times as many a second; PostgreSQL, {os.cpu_count()} cores")
+    ours = f"PostgreSQL, {os.cpu_count()} cores, {servers} process{'es' if servers > 1 else ''} of Prefect's API"
+    console.print(f"resident: {ratio:.1f} times as many a second; {ours}")
     folder = own.state_dir / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "workers.json").write_text(json.dumps({kind: asdict(one) for kind, one in found.items()}, indent=2))
 
 
-async def _measure(kind: str, count: int, address: str, folder: Path) -> Measured:
+async def _measure(kind: str, count: int, servers: Servers, folder: Path) -> Measured:
     async with get_client() as client:
-        template = {"base_job_template": process_template()} if kind == PROCESS else {}
-        await client.create_work_pool(WorkPoolCreate(name=kind, type=kind, **template))
-        flow_id = await client.create_flow(resident_flows.nothing)
-        entrypoint = "tests.resident_flows.nothing"
-        deployment = await client.create_deployment(flow_id, name=kind, work_pool_name=kind, entrypoint=entrypoint)
-        await _create(client, deployment, count, kind)
-        of_kind = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
-        server = _server(address)
-        spent = _cpu(server)
-        with _worker(kind, address, folder) as worker:
-            early, ended = 0.0, 0
-            end = time.monotonic() + MOST_SECONDS
-            while ended < count:
-                if time.monotonic() > end:
-                    raise RuntimeError(f"{count - ended} of {count} flow runs have not ended: see {folder}/{kind}.log")
-                await asyncio.sleep(0.5)
-                ended = await client.count_flow_runs(deployment_filter=of_kind, flow_run_filter=COMPLETED)
+        deployment = await deployed(client, kind, kind)
+        await create(client, deployment, count, kind)
+        spent = servers.cpu()
+        with worker_of(kind, kind, servers.address, folder / f"{kind}.log") as worker:
+            early = 0.0
+
+            def noted(ended: int) -> None:
+                nonlocal early
                 if not early and ended >= count // 10:
                     early = worker.memory_info().rss / 2**20
+
+            await all_ended(client, deployment, count, noted)
             await asyncio.sleep(2)
+            used = servers.cpu()
             measured = {
-                "worker_cpu_seconds": _cpu(worker) / count,
-                "server_cpu_seconds": (_cpu(server) - spent) / count,
+                "worker_cpu_seconds": cpu(worker) / count,
+                "server_cpu_seconds": sum(used.get(part, 0) - spent.get(part, 0) for part in (API, SERVICES)) / count,
                 "mib_early": early,
                 "mib": worker.memory_info().rss / 2**20,
             }
             threads, sockets = worker.num_threads(), len(worker.net_connections())
-        (first,) = await client.read_flow_runs(deployment_filter=of_kind, sort=FlowRunSort.START_TIME_ASC, limit=1)
-        (last,) = await client.read_flow_runs(deployment_filter=of_kind, sort=FlowRunSort.END_TIME_DESC, limit=1)
-    if first.start_time is None or last.end_time is None:
-        raise RuntimeError("Flow runs have ended without times.")
-    rate = count / (last.end_time - first.start_time).total_seconds()
+        rate = count / await seconds_taken(client, deployment)
     return Measured(runs=count, runs_per_second=rate, threads=threads, sockets=sockets, **measured)
 
 
-async def _create(client: PrefectClient, deployment: UUID, count: int, kind: str) -> None:
-    for begin in track(range(0, count, AT_ONCE), description=f"{kind}: creating"):
+async def deployed(client: PrefectClient, pool: str, kind: str) -> UUID:
+    """A new pool of a type, with a deployment of the flow that does nothing."""
+    template = {"base_job_template": process_template()} if kind == PROCESS else {}
+    await client.create_work_pool(WorkPoolCreate(name=pool, type=kind, **template))
+    flow_id = await client.create_flow(resident_flows.nothing)
+    entrypoint = "tests.resident_flows.nothing"
+    return await client.create_deployment(flow_id, name=pool, work_pool_name=pool, entrypoint=entrypoint)
+
+
+async def all_ended(
+    client: PrefectClient, deployment: UUID, count: int, noted: Callable[[int], None] = lambda _: None
+) -> None:
+    """Wait until so many flow runs of a deployment are completed; `noted` is told how many they are by now.
+
+    Raises:
+        RuntimeError: they are not after MOST_SECONDS.
+    """
+    end, ended = time.monotonic() + MOST_SECONDS, 0
+    while ended < count:
+        if time.monotonic() > end:
+            raise RuntimeError(f"{count - ended} of {count} flow runs have not ended after {MOST_SECONDS} s.")
+        await asyncio.sleep(0.5)
+        ended = await client.count_flow_runs(deployment_filter=_of(deployment), flow_run_filter=COMPLETED)
+        noted(ended)
+
+
+async def seconds_taken(client: PrefectClient, deployment: UUID) -> float:
+    """From the first begin to the last end of a deployment's flow runs."""
+    (first,) = await client.read_flow_runs(deployment_filter=_of(deployment), sort=FlowRunSort.START_TIME_ASC, limit=1)
+    (last,) = await client.read_flow_runs(deployment_filter=_of(deployment), sort=FlowRunSort.END_TIME_DESC, limit=1)
+    if first.start_time is None or last.end_time is None:
+        raise RuntimeError("Flow runs have ended without times.")
+    return (last.end_time - first.start_time).total_seconds()
+
+
+def _of(deployment: UUID) -> DeploymentFilter:
+    return DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+
+
+async def create(client: PrefectClient, deployment: UUID, count: int, name: str) -> None:
+    """Flow runs that are due at once."""
+    for begin in track(range(0, count, AT_ONCE), description=f"{name}: creating"):
         some = range(begin, min(begin + AT_ONCE, count))
         await asyncio.gather(
             *(client.create_flow_run_from_deployment(deployment, parameters={"number": n}) for n in some)
@@ -151,11 +187,16 @@ async def _create(client: PrefectClient, deployment: UUID, count: int, kind: str
 
 
 @contextmanager
-def _worker(kind: str, address: str, folder: Path) -> Iterator[psutil.Process]:
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", kind, "--limit", str(LIMITS[kind])]
-    variables = {"PREFECT_API_URL": address, "PREFECT_HOME": str(folder / kind), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+def worker_of(pool: str, kind: str, address: str, log_file: Path, query_seconds: float = 1) -> Iterator[psutil.Process]:
+    """A worker of a pool, as Prefect's own command starts it; stopped at the end."""
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--limit", str(LIMITS[kind])]
+    variables = {
+        "PREFECT_API_URL": address,
+        "PREFECT_HOME": str(log_file.with_suffix("")),
+        "PREFECT_WORKER_QUERY_SECONDS": str(query_seconds),
+    }
     environment = {**os.environ, **variables, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with (folder / f"{kind}.log").open("wb") as log:
+    with log_file.open("wb") as log:
         process = subprocess.Popen(
             command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log, start_new_session=True
         )
@@ -163,19 +204,6 @@ def _worker(kind: str, address: str, folder: Path) -> Iterator[psutil.Process]:
         yield psutil.Process(process.pid)
     finally:
         stop_tree(process)
-
-
-def _server(address: str) -> psutil.Process:
-    port = int(address.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
-    for child in psutil.Process().children(recursive=True):
-        if any(one.laddr.port == port and one.status == psutil.CONN_LISTEN for one in child.net_connections()):
-            return child
-    raise RuntimeError(f"Nobody listens at {address}.")
-
-
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 if __name__ == "__main__":

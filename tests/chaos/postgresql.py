@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -43,6 +44,11 @@ class PostgreSQL:
     def url(self, database: str) -> str:
         """Of a database, which need not exist yet."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def process(self) -> psutil.Process:
+        """The one that all others of it descend from, while it runs."""
+        return psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
 
     def create_database(self, name: str) -> None:
         """An empty one."""

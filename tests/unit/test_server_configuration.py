@@ -7,7 +7,7 @@ import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 
-from deployments.server_configuration import EVENT_RETENTION, RUN_RETENTION, VACUUM, Retention, read_retention
+from deployments.server_retention import EVENT_RETENTION, RUN_RETENTION, VACUUM, Retention, read_retention
 from deployments.stack import Addresses, environment
 from tasks.settings import Settings
 
