@@ -163,7 +163,7 @@ async def start_or_wake(attempt: Attempt) -> FlowRun:
 
 
 async def _noted_run(client: PrefectClient, attempt: Attempt) -> FlowRun | None:
-    """The run that the attempt is known to have: reading it costs Prefect's server a fifth of creating it again."""
+    """The run that the attempt is known to have: reading it costs Prefect's server far less than creating it again."""
     if attempt.flow_run_id is not None:
         with suppress(ObjectNotFound):
             return await client.read_flow_run(attempt.flow_run_id)

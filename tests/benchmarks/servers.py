@@ -98,7 +98,7 @@ def scaled_variables(url: str) -> dict[str, str]:
         "PREFECT_REDIS_MESSAGING_URL": f"{url}/0",
         "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL": f"{url}/0",
         "PREFECT_SERVER_DOCKET_URL": f"{url}/1",
-        # One by one is Prefect's default: a quarter of the services' processor time.
+        # One by one is Prefect's default, and takes more of the services' processor time.
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "50",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
         "PREFECT_SERVER_SERVICES_TRIGGERS_READ_BATCH_SIZE": "50",
