@@ -93,6 +93,15 @@ def test_limits_stand_at_queues_so_that_lost_runs_leave_the_sweep_its_place(syst
     assert deployment(system, "sweep-sessions")["work_queue_name"] == UPKEEP_QUEUE
 
 
+def test_the_form_for_a_new_pool_offers_the_resident_worker(system: System) -> None:
+    types = httpx.get(f"{system.addresses.prefect_api}/collections/views/aggregate-worker-metadata").json()
+    assert "process" in types["prefect"]
+    resident = types["kycflow"]["resident"]
+    assert resident["display_name"] == "Resident"
+    assert len(resident["description"]) > 40
+    assert resident["default_base_job_configuration"]["variables"]["properties"] == {}
+
+
 def written(folder: Path) -> bytes:
     """Everything Prefect has written: its database with its journal, stored results."""
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
