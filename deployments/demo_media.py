@@ -73,7 +73,8 @@ def portraits(settings: Settings) -> tuple[Image.Image, Image.Image]:
 def demo_media(folder: Path, settings: Settings) -> DemoMedia:
     """The demo's files in a folder; written now where `make setup` has not done it. Raises as `samples` does."""
     media = _media_in(folder)
-    return media if media.selfie_video.exists() else build_demo_media(folder, settings)
+    there = all(path.exists() for path in vars(media).values())
+    return media if there else build_demo_media(folder, settings)
 
 
 def build_demo_media(folder: Path, settings: Settings) -> DemoMedia:
@@ -86,7 +87,6 @@ def build_demo_media(folder: Path, settings: Settings) -> DemoMedia:
     media.impostor_card.write_bytes(draw_card(impostor, serial=2))
     media.faceless_card.write_bytes(draw_card(None, serial=3))
     media.not_a_video.write_bytes(b"This is a text file whose name says that it is a video.\n")
-    # The last one, and whole: where it is there, all are.
     partial = folder / ".selfie_video.mp4"
     _encode(_second_half(samples(settings)[0]), partial)
     os.replace(partial, media.selfie_video)

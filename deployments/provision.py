@@ -27,9 +27,10 @@ SESSIONS = "sessions"
 # 3.8). Nor at the pools: lost runs hold their places until the sweep has mended them, which needs a place itself.
 # A session's run is a process of its own in every type of pool but `resident`, where hundreds wait side by side. There,
 # a worker also has the next comparisons at hand while it computes one: alone, each would wait for Prefect's server.
+AT_HAND = 4
 POOLS = (
     (SESSIONS, 4, 200, "Session workers: follow each session from its files to its decision. No GPU."),
-    ("gpu", 1, 4, "Workers that compare faces. The limit of the queue is the number of comparisons they have at hand."),
+    ("gpu", 1, AT_HAND, "Workers that compare faces. The queue's limit is how many comparisons they have at hand."),
 )
 RESIDENT = "resident"
 PROCESS = "process"

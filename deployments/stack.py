@@ -25,6 +25,7 @@ from tasks.faces.models import pull
 from tasks.settings import Settings
 
 FOUND = "stack.json"
+CSRF = ("PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED", "PREFECT_SERVER_CSRF_PROTECTION_ENABLED")
 LOG_CONFIG = Path(__file__).parent / "upload_service" / "log_config.json"
 # Prefect's server has no login, and who reaches it can run code on its workers.
 LOOPBACK = "127.0.0.1"
@@ -252,7 +253,7 @@ def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
         "PREFECT_API_URL": addresses.prefect_api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # Else each client asks the server first whether it wants tokens.
-        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": os.environ.get("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "false"),
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": str(any(os.environ.get(name) for name in CSRF)).lower(),
         "PREFECT_CLI_PROMPT": "false",
         # Runs are taken when they are due, at once.
         "PREFECT_WORKER_QUERY_SECONDS": "0.25" if settings.worker_type == RESIDENT else "1",

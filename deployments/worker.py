@@ -23,7 +23,7 @@ import typer
 from prefect.exceptions import ObjectNotFound
 from prefect.plugins import load_prefect_collections
 
-from deployments.provision import RESIDENT, SESSIONS, flow_modules
+from deployments.provision import AT_HAND, RESIDENT, SESSIONS, flow_modules
 from tasks.database import database_for
 from tasks.dispatch import prefect_api, start_sweep
 from tasks.errors import KycflowError, OrchestratorUnavailable
@@ -49,10 +49,15 @@ def work(
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if after is not None:
         _load(pool)
+        parent = os.getppid()
         while not after.exists():
+            if os.getppid() != parent:
+                sys.exit("Who started this worker is gone.")
             time.sleep(LOOK_SECONDS)
-    asyncio.run(_until_there(pool))
     sys.argv = ["prefect", "worker", "start", "--pool", pool, "--name", name]
+    if asyncio.run(_until_there(pool)) == RESIDENT and pool != SESSIONS:
+        # Else the first of several workers would take all that the queue allows, and compute one at a time.
+        sys.argv += ["--limit", str(AT_HAND)]
     if pool == SESSIONS:
         threading.Thread(target=_sweep, name="first sweep", daemon=True).start()
     with worker_alive(name):
@@ -75,26 +80,22 @@ def _load(pool: str) -> None:
         database_for(Settings())
 
 
-async def _until_there(pool: str) -> None:
-    """Wait for Prefect's server and for the pool, quietly but for the first time."""
+async def _until_there(pool: str) -> str:
+    """Wait for Prefect's server and for the pool, quietly but for the first time; the pool's type."""
     told = ""
-    while missing := await _missing(pool):
+    while True:
+        try:
+            async with prefect_api() as client:
+                try:
+                    return (await client.read_work_pool(pool)).type
+                except ObjectNotFound:
+                    missing = f"Prefect's server has no work pool {pool!r}: `kycflow deploy` creates it."
+        except OrchestratorUnavailable as exc:
+            missing = str(exc)
         if missing != told:
             log.warning("%s The worker waits for it.", missing)
             told = missing
         await asyncio.sleep(AWAY_SECONDS)
-
-
-async def _missing(pool: str) -> str:
-    try:
-        async with prefect_api() as client:
-            try:
-                await client.read_work_pool(pool)
-            except ObjectNotFound:
-                return f"Prefect's server has no work pool {pool!r}: `kycflow deploy` creates it."
-    except OrchestratorUnavailable as exc:
-        return str(exc)
-    return ""
 
 
 def _sweep() -> None:

@@ -5,6 +5,8 @@ import logging
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -46,12 +48,14 @@ log = logging.getLogger(__name__)
 # for long. How long it waits for a run that was taken, the settings say.
 QUEUED_SECONDS = 5
 # One beside others in its worker's process takes nothing but a place of the queue's limit, and another execution costs
-# Prefect's server more than waiting does.
-IN_WORKER_SECONDS = 300
+# Prefect's server more than waiting does. Where nobody computes, the places must be free again after a while.
+IN_WORKER_QUEUED_SECONDS, IN_WORKER_SECONDS = 60, 300
 
-# A worker that has several comparisons at hand fetches files, talks to Prefect and stores rows for them side by side,
-# and computes one at a time: they share one device, and a crash of the process is one comparison's.
-_turn = threading.Lock()
+TURN_SECONDS = 120
+"""How long a comparison lets another one compute that began before it."""
+_turns = [threading.Lock()]
+"""The last one is in force."""
+_passing = threading.Lock()
 
 
 @task(name="request comparison", cache_policy=NO_CACHE, **retried(6))
@@ -90,7 +94,7 @@ async def request_comparison(
         return await asyncio.to_thread(get_comparison, database, key) is not None
 
     patience = settings.comparison_patience_seconds
-    queued, running = (IN_WORKER_SECONDS, IN_WORKER_SECONDS) if in_worker() else (QUEUED_SECONDS, patience)
+    queued, running = (IN_WORKER_QUEUED_SECONDS, IN_WORKER_SECONDS) if in_worker() else (QUEUED_SECONDS, patience)
     waited = await wait_for_end(run_id, stored, queued_seconds=queued, seconds=running)
     if (row := await asyncio.to_thread(get_comparison, database, key)) is not None:
         return row
@@ -149,7 +153,7 @@ def compute_comparison(key: str, reference: StoredFile, probe: StoredFile, engin
                         return row
                     continue
                 try:
-                    with _turn:
+                    with _alone():
                         row = begin_comparison(database, lease, key, reference, probe, engine, by=f"flow run {owner}")
                         if row is not None:
                             return row
@@ -161,6 +165,26 @@ def compute_comparison(key: str, reference: StoredFile, probe: StoredFile, engin
                     break
     # It was taken from this run, which is taken for lost or is being cancelled: it never computes this one again.
     return _theirs(database, key, settings.comparison_wait_seconds)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Compute one comparison at a time in this process: they share one device, and a crash in it is one comparison's.
+
+    Files are fetched, rows stored and Prefect is talked to side by side. One that is stuck in native code is passed by.
+    """
+    turn, end = _turns[-1], time.monotonic() + TURN_SECONDS
+    while not turn.acquire(timeout=0.2):  # in short waits, between which a run can be stopped
+        with _passing:
+            if time.monotonic() > end and turn is _turns[-1]:
+                log.warning("a comparison has computed for %d s: others go on beside it", TURN_SECONDS)
+                _turns.append(threading.Lock())
+        if turn is not _turns[-1]:
+            turn, end = _turns[-1], time.monotonic() + TURN_SECONDS
+    try:
+        yield
+    finally:
+        turn.release()
 
 
 def _theirs(database: Engine, key: str, seconds: float) -> Comparison:

@@ -308,12 +308,13 @@ async def wait_for_end(
             waited = time.monotonic() - begin
             if waited >= next_read:
                 run = await client.read_flow_run(flow_run_id)
-                next_read = waited + run_pause
-                run_pause = min(run_pause * 1.5, LONGEST_RUN_PAUSE_SECONDS)
                 queues = run.state is None or run.state.is_scheduled()
                 ended = run.state is not None and run.state.is_final()
-                if ended or waited >= (queued_seconds if queues else seconds):
+                limit = queued_seconds if queues else seconds
+                if ended or waited >= limit:
                     return run
+                next_read = min(waited + run_pause, limit)
+                run_pause = min(run_pause * 1.5, LONGEST_RUN_PAUSE_SECONDS)
             await asyncio.sleep(pause)
             pause = min(pause * 1.1, LONGEST_PAUSE_SECONDS)
     return None

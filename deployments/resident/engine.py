@@ -154,7 +154,7 @@ class AsyncEngine(_Resident, AsyncFlowRunEngine[Any, Any]):
         try:
             return await asyncio.shield(asked)
         except asyncio.CancelledError:
-            await asyncio.gather(asked, return_exceptions=True)
+            await asyncio.wait({asked})  # which a second cancellation does not give up either
             raise
 
     async def handle_crash(self, exc: BaseException) -> None:

@@ -315,6 +315,8 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
             self._runtime.stop(flow_run_id, Stop.HAND_BACK)
         await _until(lambda: not self._submitting_flow_run_ids, STOP_SECONDS)
         for flow_run_id in self._runtime.running:
+            if flow_run_id not in self._runtime.running:  # it has been handed back meanwhile
+                continue
             self._logger.warning("Flow run %s does not stop; it is handed back all the same.", flow_run_id)
             try:
                 await self.client.set_flow_run_state(flow_run_id, handed_back(self.name), force=True)

@@ -5,6 +5,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
+
 from deployments.demo_media import DemoMedia
 from tests.system import System
 
@@ -83,7 +85,19 @@ def test_a_second_system_in_the_same_folder_is_refused(system: System) -> None:
     assert "already runs" in second.stderr
 
 
+def next_sweeps(system: System) -> set[str]:
+    """When the schedule's next sweeps begin."""
+    query = {
+        "deployments": {"name": {"any_": ["sweep-sessions"]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    runs = httpx.post(f"{system.addresses.prefect_api}/flow_runs/filter", json=query).json()
+    return {run["expected_start_time"] for run in runs if run["auto_scheduled"]}
+
+
 def test_deploying_again_changes_nothing(system: System) -> None:
+    planned = next_sweeps(system)
     environment = dict(system.environment) | {"PREFECT_API_URL": system.addresses.prefect_api}
     again = replace(system, environment=environment).kycflow("deploy")
     assert again.returncode == 0, again.stderr
+    assert next_sweeps(system) & planned, "Sweeps have other times now, and before the first there was none."

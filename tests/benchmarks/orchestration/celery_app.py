@@ -24,6 +24,7 @@ app.conf.update(
     task_ignore_result=True,
     task_routes={"compare": {"queue": COMPARE}},
     worker_prefetch_multiplier=1,
+    worker_proc_alive_timeout=120,  # models are loaded in that time
     broker_connection_retry_on_startup=True,
     broker_transport_options={"visibility_timeout": 60},
 )

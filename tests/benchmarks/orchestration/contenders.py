@@ -10,7 +10,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from tasks.storage.keys import new_file_key
 from tasks.trigger import trigger
 from tests.benchmarks.orchestration import celery_app, temporal_app, work
 from tests.benchmarks.orchestration.work import Kind
+from tests.benchmarks.servers import cpu
 from tests.chaos.postgresql import PostgreSQL, postgresql, serve_everything
 from tests.services import missing
 
@@ -86,31 +87,19 @@ class Contender(ABC):
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds so far, by part."""
-        return {part: sum(map(_cpu, _trees(pids))) for part, pids in self.parts.items()}
+        return {part: sum(cpu(psutil.Process(pid)) for pid in pids) for part, pids in self.parts.items()}
 
     def mib(self) -> dict[str, float]:
         """Memory now, by part; what processes share is counted once (PSS)."""
-        return {part: sum(map(_memory, _trees(pids))) / 2**20 for part, pids in self.parts.items()}
+        return {part: sum(map(_memory, pids)) / 2**20 for part, pids in self.parts.items()}
 
 
-def _trees(pids: list[int]) -> list[psutil.Process]:
-    roots = [psutil.Process(pid) for pid in pids]
-    return [*roots, *(child for root in roots for child in root.children(recursive=True))]
-
-
-def _cpu(process: psutil.Process) -> float:
-    try:
-        times = process.cpu_times()
-    except psutil.NoSuchProcess:  # its parent has its times now
-        return 0.0
-    return float(times.user + times.system + times.children_user + times.children_system)
-
-
-def _memory(process: psutil.Process) -> float:
-    try:
-        return float(process.memory_full_info().pss)
-    except psutil.NoSuchProcess:
-        return 0.0
+def _memory(pid: int) -> float:
+    used, root = 0.0, psutil.Process(pid)
+    for process in [root, *root.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            used += process.memory_full_info().pss
+    return used
 
 
 # --- kycflow ----------------------------------------------------------------------------------------------------------
@@ -160,7 +149,7 @@ class Kycflow(Contender):
 @contextmanager
 def kycflow(kind: Kind, worker_type: str, folder: Path) -> Iterator[Kycflow]:
     """Start it with workers of this type."""
-    with postgresql() as cluster, pytest.MonkeyPatch.context() as patch, ExitStack() as exits:
+    with _postgresql() as cluster, pytest.MonkeyPatch.context() as patch, ExitStack() as exits:
         patch.setenv("KYCFLOW_MODELS_FOLDER", str(Settings().weights_dir))
         patch.setenv("KYCFLOW_STATE_DIR", str(folder))
         patch.setenv("KYCFLOW_WORKER_TYPE", worker_type)
@@ -176,7 +165,7 @@ def kycflow(kind: Kind, worker_type: str, folder: Path) -> Iterator[Kycflow]:
         if worker_type == PROCESS and kind is not Kind.ENGINE:
             asyncio.run(_with_idle_engine())
         workers = [stack.pid("worker-sessions"), stack.pid("worker-gpu")]
-        parts = {SERVERS: [stack.pid("prefect-server")], WORKERS: workers, POSTGRESQL: [_postmaster(cluster)]}
+        parts = {SERVERS: [stack.pid("prefect-server")], WORKERS: workers, POSTGRESQL: [cluster.process.pid]}
         yield Kycflow(cluster.url("kycflow"), parts, stack, settings)
 
 
@@ -241,7 +230,7 @@ class CeleryRedis(Contender):
 def celery_redis(kind: Kind, folder: Path) -> Iterator[CeleryRedis]:
     """Redis, a worker for uploads, a worker for comparisons."""
     server = shutil.which("redis-server") or missing("redis-server is not on PATH")
-    with postgresql() as cluster:
+    with _postgresql() as cluster:
         port = _free_port()
         broker = f"redis://127.0.0.1:{port}/0"
         processes = _Processes(folder, _environment(cluster, kind) | {celery_app.BROKER: broker})
@@ -258,7 +247,7 @@ def celery_redis(kind: Kind, folder: Path) -> Iterator[CeleryRedis]:
             processes.environment["BENCHMARK_QUEUE"] = celery_app.COMPARE
             compare = ("--concurrency", slots, "--queues", celery_app.COMPARE, "--hostname", "compare@%h")
             second = processes.start("compare", *worker, *compare)
-            parts = {SERVERS: [redis], WORKERS: [first, second], POSTGRESQL: [_postmaster(cluster)]}
+            parts = {SERVERS: [redis], WORKERS: [first, second], POSTGRESQL: [cluster.process.pid]}
             yield CeleryRedis(cluster.url("sessions"), parts, processes, folder, client)
         finally:
             client.close()
@@ -295,7 +284,7 @@ class Temporal(Contender):
 def temporal(kind: Kind, folder: Path) -> Iterator[Temporal]:
     """The server with a database file, a worker for workflows, a worker for comparisons."""
     server = Path(sys.executable).parent / "temporal"
-    with postgresql() as cluster:
+    with _postgresql() as cluster:
         port = _free_port()
         address = f"127.0.0.1:{port}"
         processes = _Processes(folder, _environment(cluster, kind))
@@ -307,7 +296,7 @@ def temporal(kind: Kind, folder: Path) -> Iterator[Temporal]:
             time.sleep(3)  # it listens before it serves
             sessions = processes.start("sessions", *worker, temporal_app.SESSIONS)
             compare = processes.start("compare", *worker, temporal_app.COMPARE)
-            parts = {SERVERS: [development], WORKERS: [sessions, compare], POSTGRESQL: [_postmaster(cluster)]}
+            parts = {SERVERS: [development], WORKERS: [sessions, compare], POSTGRESQL: [cluster.process.pid]}
             yield Temporal(cluster.url("sessions"), parts, processes, folder, address)
         finally:
             processes.stop()
@@ -328,11 +317,17 @@ def _environment(cluster: PostgreSQL, kind: Kind) -> dict[str, str]:
     return {**os.environ, work.DATABASE: url, work.COMPARISON: kind, "KYCFLOW_STATE_DIR": state}
 
 
+@contextmanager
+def _postgresql() -> Iterator[PostgreSQL]:
+    """One that keeps what it says it has kept, as the others' stores do."""
+    with postgresql() as cluster:
+        with psycopg.connect(cluster.url("postgres"), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = on")
+            connection.execute("SELECT pg_reload_conf()")
+        yield cluster
+
+
 # --- all --------------------------------------------------------------------------------------------------------------
-
-
-def _postmaster(cluster: PostgreSQL) -> int:
-    return int((cluster.folder / "data" / "postmaster.pid").read_text().split()[0])
 
 
 def _kill(pid: int) -> None:

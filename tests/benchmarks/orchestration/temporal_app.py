@@ -22,13 +22,15 @@ SESSIONS, COMPARE = "sessions", "compare"
 SLOTS = 2
 """Comparisons at a time."""
 PATIENCE = timedelta(hours=1)
-COMPARE_TIMEOUT = timedelta(seconds=30)
-"""After that time an activity whose worker was lost is tried again."""
+COMPARE_TIMEOUT = timedelta(minutes=1)
+HEARTBEAT_TIMEOUT = timedelta(seconds=10)
+"""After that time an activity whose worker was lost is tried again. A comparison that takes longer would beat again."""
 
 
 @activity.defn
 def verify(session_id: str, card: str, video: str) -> None:
     """Compare and store the decision."""
+    activity.heartbeat()
     work.verify(session_id, card, video)
 
 
@@ -56,6 +58,7 @@ class Session:
             args=[session_id, *(self._paths[kind] for kind in work.KINDS)],
             task_queue=COMPARE,
             start_to_close_timeout=COMPARE_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT_TIMEOUT,
             retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
         )
         return "decided"

@@ -64,8 +64,10 @@ def idle(kind: Kind) -> float:
 
 def note_upload(session_id: str, kind: str, path: str) -> bool:
     """Whether both files are there."""
-    connection().execute("INSERT INTO uploads VALUES (%s, %s, %s) ON CONFLICT DO NOTHING", (session_id, kind, path))
-    return len(uploads(session_id)) == len(KINDS)
+    with connection().transaction():  # one upload of a session at a time: only one of them finds both
+        connection().execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (session_id,))
+        connection().execute("INSERT INTO uploads VALUES (%s, %s, %s) ON CONFLICT DO NOTHING", (session_id, kind, path))
+        return len(uploads(session_id)) == len(KINDS)
 
 
 def uploads(session_id: str) -> dict[str, str]:
