@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from deployments.demo_media import DemoMedia
-from tests.system import System
+from tests.system import System, eventually
 
 
 def test_the_demo_shows_every_decision_as_expected(system: System) -> None:
@@ -100,4 +100,5 @@ def test_deploying_again_changes_nothing(system: System) -> None:
     environment = dict(system.environment) | {"PREFECT_API_URL": system.addresses.prefect_api}
     again = replace(system, environment=environment).kycflow("deploy")
     assert again.returncode == 0, again.stderr
-    assert next_sweeps(system) & planned, "Sweeps have other times now, and before the first there was none."
+    # Prefect plans anew a moment later. Other times would leave a minute without a sweep.
+    eventually(lambda: next_sweeps(system) & planned or None, 60)

@@ -35,13 +35,13 @@ from tests.benchmarks.orchestration.work import Kind
 Start = Callable[[Kind, Path], AbstractContextManager[Contender]]
 STARTS: dict[str, Start] = {
     "kycflow, resident": lambda kind, folder: kycflow(kind, RESIDENT, folder),
-    "kycflow, process": lambda kind, folder: kycflow(kind, PROCESS, folder),
     "Celery, Redis": celery_redis,
     "Temporal, dev server": temporal,
+    "kycflow, process": lambda kind, folder: kycflow(kind, PROCESS, folder),
 }
-IDLE_COMPARISONS = {"kycflow, resident": 60, "kycflow, process": 6, "Celery, Redis": 400, "Temporal, dev server": 120}
+IDLE_COMPARISONS = {"kycflow, resident": 40, "kycflow, process": 4, "Celery, Redis": 400, "Temporal, dev server": 120}
 """Sessions of a round whose comparison costs nothing: about 10 to 30 s of each."""
-REAL_COMPARISONS = {"kycflow, resident": 40, "kycflow, process": 6, "Celery, Redis": 24, "Temporal, dev server": 24}
+REAL_COMPARISONS = {"kycflow, resident": 30, "kycflow, process": 4, "Celery, Redis": 24, "Temporal, dev server": 24}
 KILLS = 3
 
 
