@@ -39,7 +39,6 @@ from tests.benchmarks.orchestration import celery_app, temporal_app, work
 from tests.benchmarks.orchestration.work import Kind
 from tests.benchmarks.servers import cpu
 from tests.chaos.postgresql import PostgreSQL, postgresql, serve_everything
-from tests.services import missing
 
 PACKAGE = "tests.benchmarks.orchestration"
 DEADLINE_SECONDS = 3600
@@ -229,7 +228,7 @@ class CeleryRedis(Contender):
 @contextmanager
 def celery_redis(kind: Kind, folder: Path) -> Iterator[CeleryRedis]:
     """Redis, a worker for uploads, a worker for comparisons."""
-    server = shutil.which("redis-server") or missing("redis-server is not on PATH")
+    server = shutil.which("redis-server") or "redis-server"
     with _postgresql() as cluster:
         port = _free_port()
         broker = f"redis://127.0.0.1:{port}/0"
