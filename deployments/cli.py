@@ -158,8 +158,9 @@ def deploy() -> None:
     from deployments import provision
 
     with err.status("Deploying"):
-        asyncio.run(provision.create_pools(Settings().worker_type))
-        provision.deploy()
+        settings = Settings()
+        asyncio.run(provision.create_pools(settings.worker_type))
+        provision.deploy(settings)
     out.print("Work pools and deployments are in place.")
 
 

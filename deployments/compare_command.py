@@ -21,7 +21,7 @@ def compare(
     id_image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Picture of the ID card.")],
     selfie_video: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Selfie video.")],
     report: Annotated[
-        Path | None, typer.Option("--report", dir_okay=False, help="Write the reviewers' picture to this PNG file.")
+        Path | None, typer.Option("--report", dir_okay=False, help="Write the reviewers' picture to this JPEG file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:

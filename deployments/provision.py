@@ -11,6 +11,7 @@ import time
 from contextlib import chdir, redirect_stdout, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -21,21 +22,21 @@ from tasks.settings import Settings
 
 PREFECT_YAML = Path(__file__).parent.parent / "prefect.yaml"
 
-SESSIONS = "sessions"
+SESSIONS, GPU = "sessions", "gpu"
 # Name, limits of its default queue, description. The limits stand at queues, not at the workers: a stock worker started
 # with `--limit` ends with an error when a flow run is scheduled again while its last process is still ending (Prefect
 # 3.8). Nor at the pools: lost runs hold their places until the sweep has mended them, which needs a place itself.
-# A session's run is a process of its own in every type of pool but `resident`, where hundreds wait side by side. There,
-# a worker also has the next comparisons at hand while it computes one: alone, each would wait for Prefect's server.
-AT_HAND = 4
+# A run is a process of its own in every type of pool but `resident`, where hundreds are side by side. There, workers
+# have a limit each (`worker.py`), so that the first of several does not take all there is.
 POOLS = (
-    (SESSIONS, 4, 200, "Session workers: follow each session from its files to its decision. No GPU."),
-    ("gpu", 1, AT_HAND, "Workers that compare faces. The queue's limit is how many comparisons they have at hand."),
+    (SESSIONS, 4, 200, "Workers without the engine: sweeps and purges, and sessions that have others compare."),
+    (GPU, 1, 200, "Workers with the engine: sessions and comparisons."),
 )
 RESIDENT = "resident"
 PROCESS = "process"
 QUEUE = "default"
 UPKEEP_QUEUE = "upkeep"
+SESSION_DEPLOYMENT = "verify-session"
 
 
 async def create_pools(pool_type: str) -> None:
@@ -138,13 +139,27 @@ async def _server_there(seconds: float) -> None:
         await asyncio.sleep(0.1)
 
 
-def flow_modules(pool: str | None = None) -> list[str]:
+def sessions_pool(settings: Settings) -> str:
+    """Name of the pool whose workers follow sessions: if it is not set, the one whose runs find the engine loaded."""
+    return settings.sessions_pool or (GPU if settings.worker_type == RESIDENT else SESSIONS)
+
+
+def _manifest(settings: Settings) -> dict[str, Any]:
+    """What prefect.yaml holds, with the pool for sessions as it is set."""
+    found: dict[str, Any] = yaml.safe_load(PREFECT_YAML.read_text())
+    for one in found["deployments"]:
+        if one["name"] == SESSION_DEPLOYMENT:
+            one["work_pool"]["name"] = sessions_pool(settings)
+    return found
+
+
+def flow_modules(settings: Settings, pool: str | None = None) -> list[str]:
     """Names of the modules that hold the flows in prefect.yaml: those of a work pool, or all."""
-    found = yaml.safe_load(PREFECT_YAML.read_text())["deployments"]
+    found = _manifest(settings)["deployments"]
     return [one["entrypoint"].rpartition(".")[0] for one in found if pool in (None, one["work_pool"]["name"])]
 
 
-def deploy() -> None:
+def deploy(settings: Settings) -> None:
     """Apply prefect.yaml at the server in PREFECT_API_URL, with Prefect's own command `prefect deploy --all`.
 
     It runs in this process, in which it leaves connections open.
@@ -156,9 +171,11 @@ def deploy() -> None:
 
     said = io.StringIO()
     arguments = sys.argv
-    sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_YAML)]
     try:
-        with chdir(PREFECT_YAML.parent), redirect_stdout(said):
+        with TemporaryDirectory() as folder, chdir(PREFECT_YAML.parent), redirect_stdout(said):
+            file = Path(folder) / PREFECT_YAML.name
+            file.write_text(yaml.safe_dump(_manifest(settings), sort_keys=False))
+            sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
             app()
     except SystemExit as exc:
         if exc.code:
@@ -172,11 +189,12 @@ def provision(
 ) -> None:
     """Set up the server of `kycflow up`. Started together with it, this has imported all when the server answers."""
     try:
-        for module in ("prefect.cli.deploy", *flow_modules()):
+        settings = Settings()
+        for module in ("prefect.cli.deploy", *flow_modules(settings)):
             importlib.import_module(module)
         asyncio.run(_server_there(patience))
-        asyncio.run(create_pools(Settings().worker_type))
-        deploy()
+        asyncio.run(create_pools(settings.worker_type))
+        deploy(settings)
         asyncio.run(drop_missed_sweeps())
     except KycflowError as exc:
         sys.exit(str(exc))

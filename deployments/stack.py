@@ -16,7 +16,7 @@ import httpx
 import psutil
 from filelock import FileLock, Timeout
 
-from deployments.provision import POOLS, RESIDENT
+from deployments.provision import GPU, POOLS, RESIDENT, SESSIONS, sessions_pool
 from deployments.server_load import LOAD_VARIABLES
 from deployments.server_retention import retention_variables
 from tasks.database import database_for
@@ -139,9 +139,9 @@ class Stack:
                 *("--host", host, "--port", str(api_port), "--no-access-log", "--log-config", str(LOG_CONFIG)),
             )
             # They take up work when stack.json is there: all is deployed then, and missed sweeps are dropped.
-            after = str(self._found.absolute())
+            told = ("--after", str(self._found.absolute()), "--parent", str(os.getpid()))
             for pool, *_ in POOLS:
-                self._run(f"worker-{pool}", "deployments.worker", "--pool", pool, "--after", after)
+                self._run(f"worker-{pool}", "deployments.worker", "--pool", pool, *told)
         self._wait_for_end("deploy")
         if not self._server_only:
             self._wait_for("upload-service", f"{self.addresses.upload_api}/health")
@@ -158,7 +158,7 @@ class Stack:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._settings.state_dir,
-                env=self._environment,
+                env={**self._environment, **_own(name, self._settings)},
                 # Ctrl-C in the terminal reaches this process only, which then stops the others in order.
                 start_new_session=True,
             )
@@ -256,13 +256,19 @@ def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
         "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": str(any(os.environ.get(name) for name in CSRF)).lower(),
         "PREFECT_CLI_PROMPT": "false",
         # Runs are taken when they are due, at once.
-        "PREFECT_WORKER_QUERY_SECONDS": "0.25" if settings.worker_type == RESIDENT else "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "0.5" if settings.worker_type == RESIDENT else "1",
         "PREFECT_WORKER_PREFETCH_SECONDS": "0",
         # What tasks log is seen at their flow run in the UI.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
         "PYTHONUNBUFFERED": "1",
         **{name: os.environ.get(name, value) for name, value in server.items()},
     }
+
+
+def _own(name: str, settings: Settings) -> dict[str, str]:
+    """Environment of one process beside that of all. Sweeps need not begin at once, and asking costs the server."""
+    upkeep_only = name == f"worker-{SESSIONS}" and sessions_pool(settings) == GPU and settings.worker_type == RESIDENT
+    return {"PREFECT_WORKER_QUERY_SECONDS": "2"} if upkeep_only else {}
 
 
 @contextlib.contextmanager

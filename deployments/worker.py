@@ -23,7 +23,7 @@ import typer
 from prefect.exceptions import ObjectNotFound
 from prefect.plugins import load_prefect_collections
 
-from deployments.provision import AT_HAND, RESIDENT, SESSIONS, flow_modules
+from deployments.provision import RESIDENT, SESSIONS, flow_modules
 from tasks.database import database_for
 from tasks.dispatch import prefect_api, start_sweep
 from tasks.errors import KycflowError, OrchestratorUnavailable
@@ -33,6 +33,9 @@ from tasks.settings import Settings
 
 SWEEP_SECONDS = 60
 """As in prefect.yaml: until the schedule's next sweep takes over."""
+AT_HAND = 10
+"""Most sessions or comparisons that a resident worker with the engine has at a time. It computes one, and talks to
+Prefect's server, storage and SQL for the others meanwhile."""
 LOOK_SECONDS = 0.1
 AWAY_SECONDS = 2
 
@@ -42,6 +45,7 @@ log = logging.getLogger(__name__)
 def work(
     pool: Annotated[str, typer.Option(help="Work pool: sessions or gpu.")],
     after: Annotated[Path | None, typer.Option(help="Begin when this file is there.")] = None,
+    parent: Annotated[int | None, typer.Option(help="Wait for it only as long as this process is the parent.")] = None,
 ) -> None:
     """Run Prefect's worker for a pool until a signal ends it, with a sign of life that the sweep reads."""
     name = worker_name(pool)
@@ -49,14 +53,13 @@ def work(
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if after is not None:
         _load(pool)
-        parent = os.getppid()
         while not after.exists():
-            if os.getppid() != parent:
+            if parent is not None and os.getppid() != parent:
                 sys.exit("Who started this worker is gone.")
             time.sleep(LOOK_SECONDS)
     sys.argv = ["prefect", "worker", "start", "--pool", pool, "--name", name]
     if asyncio.run(_until_there(pool)) == RESIDENT and pool != SESSIONS:
-        # Else the first of several workers would take all that the queue allows, and compute one at a time.
+        # Else the first of several workers would take all that the queue allows.
         sys.argv += ["--limit", str(AT_HAND)]
     if pool == SESSIONS:
         threading.Thread(target=_sweep, name="first sweep", daemon=True).start()
@@ -70,14 +73,15 @@ def _load(pool: str) -> None:
     What fails here fails there again, and is told there.
     """
     modules = ["prefect.cli.worker"]
-    if Settings().worker_type == RESIDENT:
-        modules += ["deployments.resident.worker", *flow_modules(pool)]
+    settings = Settings()
+    if settings.worker_type == RESIDENT:
+        modules += ["deployments.resident.worker", *flow_modules(settings, pool)]
     for module in modules:
         with suppress(Exception):
             getattr(importlib.import_module(module), "warm_up", lambda: None)()
     load_prefect_collections()
     with suppress(KycflowError):
-        database_for(Settings())
+        database_for(settings)
 
 
 async def _until_there(pool: str) -> str:

@@ -12,7 +12,7 @@ from tasks.errors import RetryableError
 from tasks.faces.models import engine_config
 from tasks.liveness import alive
 from tasks.report import unavailable
-from tasks.settings import Settings
+from tasks.settings import current_settings
 
 
 def warm_up() -> None:
@@ -23,7 +23,7 @@ def warm_up() -> None:
     """
     from tasks.faces.engine import load_engine  # session workers have no engine
 
-    settings = Settings()
+    settings = current_settings()
     load_engine(engine_config(settings), settings)
 
 
@@ -42,7 +42,7 @@ def compare_faces(
         probe: The stored selfie video.
         engine: The engine's configuration. Empty: as this worker is configured.
     """
-    engine = engine or engine_config(Settings())
+    engine = engine or engine_config(current_settings())
     key = comparison_key(reference.sha256, probe.sha256, engine)
     with alive():
         try:

@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from tasks.comparison import request_comparison
+from tasks.comparison import compared
 from tasks.contracts import Attempt, AttemptNumber, SessionId, comparison_key
 from tasks.decision import decide
 from tasks.ending import cancel_session, cancelled, fail_session
@@ -16,7 +16,7 @@ from tasks.faces.models import engine_config
 from tasks.files import find_files, open_session_attempt
 from tasks.liveness import alive
 from tasks.report import final_state, publish_decision, unavailable
-from tasks.settings import Settings
+from tasks.settings import current_settings
 from tasks.waiting import wait_for_comparison, wait_for_files
 
 
@@ -55,7 +55,7 @@ async def verify_session(
                 raise
             return final_state(found.decision)
         # The decision stands whether or not its artifact can be shown.
-        await publish_decision(found.decision, return_state=True)  # type: ignore[misc]  # Prefect types it as sync
+        await publish_decision(found.decision)
         return final_state(found.decision)
 
 
@@ -64,9 +64,9 @@ async def _judged(found: Attempt) -> Attempt:
     comparison = None
     files = await find_files(found.session_id, found.attempt)
     if files.id_image is not None and files.selfie_video is not None:
-        engine = engine_config(Settings())
+        engine = engine_config(current_settings())
         asked = (found.session_id, found.attempt, files.id_image, files.selfie_video, engine)
-        comparison = await request_comparison(*asked)
+        comparison = await compared(*asked)
         if comparison is None:
             await wait_for_comparison(comparison_key(files.id_image.sha256, files.selfie_video.sha256, engine))
     elif not found.overdue():

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -34,10 +36,11 @@ from tasks.faces.models import measured
 from tasks.leasing import owned
 from tasks.liveness import in_worker
 from tasks.retries import retried
-from tasks.settings import Settings
+from tasks.settings import current_settings
 from tasks.storage import open_storage
 from tasks.storage.files import fetch
 from tasks.storage.keys import picture_key
+from tasks.threads import in_own_thread
 
 if TYPE_CHECKING:
     from tasks.faces.shown import ComparedFaces
@@ -58,6 +61,20 @@ _turns = [threading.Lock()]
 _passing = threading.Lock()
 
 
+async def compared(
+    session_id: str, attempt: int, reference: StoredFile, probe: StoredFile, engine: EngineConfig
+) -> Comparison | None:
+    """The comparison of two files for an attempt: computed in this process where it has the engine, else asked for.
+
+    Raises: as `compute_comparison` does where it is computed here, else as `request_comparison` does.
+    """
+    module = sys.modules.get("tasks.faces.engine")  # not imported: session workers without an engine cannot
+    if module is None or not module.is_loaded(engine, current_settings()):
+        return await request_comparison(session_id, attempt, reference, probe, engine)
+    key = comparison_key(reference.sha256, probe.sha256, engine)
+    return await in_own_thread(partial(compute_comparison, key, reference, probe, engine, (session_id, attempt)))
+
+
 @task(name="request comparison", cache_policy=NO_CACHE, **retried(6))
 async def request_comparison(
     session_id: str, attempt: int, reference: StoredFile, probe: StoredFile, engine: EngineConfig
@@ -75,7 +92,7 @@ async def request_comparison(
         SessionCancelled: the attempt was cancelled or deleted meanwhile.
         OrchestratorUnavailable, DatabaseUnavailable: tried again first.
     """
-    settings = Settings()
+    settings = current_settings()
     database = database_for(settings)
     key = comparison_key(reference.sha256, probe.sha256, engine)
     if (row := await asyncio.to_thread(get_comparison, database, key)) is not None:
@@ -88,7 +105,7 @@ async def request_comparison(
         if not await asyncio.to_thread(note_comparison, database, session_id, attempt, key, run_id, by=by):
             if not await asyncio.to_thread(waiting_for, database, key):
                 await cancel(run_id, "Nobody waits for it")
-            raise SessionCancelled(f"Attempt {attempt} of session {session_id!r} was closed meanwhile.")
+            raise closed_meanwhile(session_id, attempt)
 
     async def stored() -> bool:
         return await asyncio.to_thread(get_comparison, database, key) is not None
@@ -108,6 +125,11 @@ async def request_comparison(
     )
 
 
+def closed_meanwhile(session_id: str, attempt: int) -> SessionCancelled:
+    """What to raise when an attempt is not open any more."""
+    return SessionCancelled(f"Attempt {attempt} of session {session_id!r} was closed meanwhile.")
+
+
 async def _dispatch(
     key: str, reference: StoredFile, probe: StoredFile, engine: EngineConfig, most_recoveries: int
 ) -> UUID:
@@ -121,21 +143,29 @@ async def _dispatch(
 
 
 @task(name="compute comparison", cache_policy=NO_CACHE, **retried(6))
-def compute_comparison(key: str, reference: StoredFile, probe: StoredFile, engine: EngineConfig) -> Comparison:
+def compute_comparison(
+    key: str, reference: StoredFile, probe: StoredFile, engine: EngineConfig, asking: tuple[str, int] | None = None
+) -> Comparison:
     """The stored comparison; computed now on this worker's device, and stored, if nobody has and nobody does.
 
     The lease of the comparison's key is held from the start of the computation until its row is stored.
 
+    Args:
+        asking: the session and attempt whose own flow run computes it.
+
     Raises:
+        SessionCancelled: the attempt that asks was cancelled or deleted meanwhile.
         ObjectMissing, ObjectChanged: storage has not the bytes that were announced.
         ConfigurationError: weights are missing. LeaseHeld: another run has computed it for very long.
         StorageUnavailable, DatabaseUnavailable, ComputeUnavailable: tried again.
     """
-    settings = Settings()
+    settings = current_settings()
     database = database_for(settings)
     if (row := get_comparison(database, key)) is not None:
         return row
     owner = flow_run.id or "outside a flow run"
+    if asking is not None and not note_comparison(database, *asking, key, UUID(owner), by=f"flow run {owner}"):
+        raise closed_meanwhile(*asking)
 
     # Imported here: session workers import this module and have no engine.
     from tasks.faces.engine import load_engine
@@ -157,10 +187,10 @@ def compute_comparison(key: str, reference: StoredFile, probe: StoredFile, engin
                         row = begin_comparison(database, lease, key, reference, probe, engine, by=f"flow run {owner}")
                         if row is not None:
                             return row
-                        compared = loaded.compare(folder / "reference", folder / "probe", settings)
-                        drawn = _drawn(compared, engine, key, folder)
+                        faces = loaded.compare(folder / "reference", folder / "probe", settings)
+                    drawn = _drawn(faces, engine, key, folder)
                     kept = None if drawn is None else _kept(key, drawn, lease)
-                    return store_comparison(key, lease, compared.comparison, kept)
+                    return store_comparison(key, lease, faces.comparison, kept)
                 except LeaseLost:
                     break
     # It was taken from this run, which is taken for lost or is being cancelled: it never computes this one again.
@@ -171,7 +201,8 @@ def compute_comparison(key: str, reference: StoredFile, probe: StoredFile, engin
 def _alone() -> Iterator[None]:
     """Compute one comparison at a time in this process: they share one device, and a crash in it is one comparison's.
 
-    Files are fetched, rows stored and Prefect is talked to side by side. One that is stuck in native code is passed by.
+    Files are fetched, pictures drawn, rows stored and Prefect is talked to side by side. One that is stuck in native
+    code is passed by.
     """
     turn, end = _turns[-1], time.monotonic() + TURN_SECONDS
     while not turn.acquire(timeout=0.2):  # in short waits, between which a run can be stopped
@@ -197,16 +228,16 @@ def _theirs(database: Engine, key: str, seconds: float) -> Comparison:
     raise LeaseHeld(f"Comparison {key[:12]} was taken over, and there is no result after {seconds:.0f} s.")
 
 
-def _drawn(compared: "ComparedFaces", engine: EngineConfig, key: str, folder: Path) -> Path | None:
+def _drawn(faces: "ComparedFaces", engine: EngineConfig, key: str, folder: Path) -> Path | None:
     """The reviewers' picture as a file; None when there is nothing that could be shown."""
     from tasks.faces.picture import report
 
-    if compared.card_pixels is None:
+    if faces.card_pixels is None:
         return None
     known = measured(engine.recogniser, engine.detector)
     thresholds = known.thresholds if known else None
-    picture = folder / "faces.png"
-    picture.write_bytes(report(compared, thresholds, known, caption=f"comparison {key[:12]}"))
+    picture = folder / "faces.jpg"
+    picture.write_bytes(report(faces, thresholds, known, caption=f"comparison {key[:12]}"))
     return picture
 
 
@@ -227,7 +258,7 @@ def store_picture(key: str, picture: Path, lease: Lease) -> str:
     Raises:
         LeaseLost: somebody else owns the comparison. StorageUnavailable, DatabaseUnavailable: tried again.
     """
-    settings = Settings()
+    settings = current_settings()
     if not renew(database_for(settings), lease, settings.lease_seconds):
         raise LeaseLost(f"{lease.name} was taken over: its picture is not stored.")
     open_storage(settings).put(picture_key(key), picture)
@@ -242,7 +273,7 @@ def store_comparison(key: str, lease: Lease, result: FaceComparison, picture: st
         LeaseLost: somebody else owns the comparison. DatabaseUnavailable: tried again.
     """
     by = f"flow run {flow_run.id}"
-    return finish_comparison(database_for(Settings()), lease, key, result=result, picture_key=picture, by=by)
+    return finish_comparison(database_for(current_settings()), lease, key, result=result, picture_key=picture, by=by)
 
 
 @task(name="wake sessions", cache_policy=NO_CACHE, **retried(3))
@@ -252,7 +283,7 @@ def wake_sessions(key: str) -> int:
     Raises:
         OrchestratorUnavailable, DatabaseUnavailable: tried again. After that the sweep wakes them.
     """
-    attempts = waiting_for(database_for(Settings()), key)
+    attempts = waiting_for(database_for(current_settings()), key)
     runs = [attempt.flow_run_id for attempt in attempts if attempt.flow_run_id is not None]
     asyncio.run(_wake(runs))
     return len(attempts)

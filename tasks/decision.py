@@ -10,7 +10,7 @@ from tasks.database import database_for
 from tasks.database.attempts import get_attempt, record_decision
 from tasks.judgement import bounds_for, judge, thresholds_for
 from tasks.retries import retried
-from tasks.settings import Settings
+from tasks.settings import current_settings
 
 
 @task(name="decide", cache_policy=NO_CACHE, **retried(7))
@@ -26,7 +26,7 @@ async def decide(
         ConfigurationError: no thresholds. SessionCancelled, SessionDeleted: nobody waits for it any more.
         DatabaseUnavailable: tried again.
     """
-    settings = Settings()
+    settings = current_settings()
     thresholds, bounds = None, None
     if comparison is not None:
         thresholds, bounds = thresholds_for(settings), bounds_for(settings)

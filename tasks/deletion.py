@@ -12,7 +12,7 @@ from tasks.dispatch import cancel, prefect_api
 from tasks.ending import at_rest, stop_comparison
 from tasks.erasing import erase_session
 from tasks.errors import KycflowError
-from tasks.settings import Settings
+from tasks.settings import current_settings
 
 STOP_SECONDS = 15
 """How long is waited for processes to end."""
@@ -30,7 +30,7 @@ async def delete_session(session_id: str, *, by: str) -> bool:
     Raises:
         UnknownSession: no such session. DatabaseUnavailable: not every attempt is deleted. Repeat it.
     """
-    attempts = await asyncio.to_thread(_close, database_for(Settings()), session_id, by)
+    attempts = await asyncio.to_thread(_close, database_for(current_settings()), session_id, by)
     try:
         async with asyncio.timeout(STOP_SECONDS):
             await _stop(attempts)

@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -27,7 +29,7 @@ from prefect.states import Cancelled, Cancelling, Scheduled
 from tasks.contracts import Attempt, EngineConfig, StoredFile
 from tasks.errors import ConfigurationError, OrchestratorUnavailable
 from tasks.recovery import AWAITING_COMPARISON, AWAITING_FILES, Run
-from tasks.settings import Settings
+from tasks.settings import current_settings
 
 VERIFY_SESSION = "verify-session/verify-session"
 COMPARE_FACES = "compare-faces/compare-faces"
@@ -42,6 +44,12 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
 FIRST_RUN_PAUSE_SECONDS, LONGEST_RUN_PAUSE_SECONDS = 1.5, 10.0
 PAGE = 200
 """Most flow runs that Prefect's API gives in one answer."""
+
+# Without TLS no certificates are needed, and loading them is most of what a client costs: 19 ms.
+_PLAIN = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}
+
+_deployment_ids: dict[str, UUID] = {}
+"""Of `verify-session`, by the address of Prefect's API."""
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +76,12 @@ async def prefect_api() -> AsyncIterator[PrefectClient]:
         ConfigurationError: PREFECT_API_URL is not set.
         OrchestratorUnavailable, ConfigurationError: see `prefect_errors`.
     """
-    if not PREFECT_API_URL.value():
+    url = PREFECT_API_URL.value()
+    if not url:
         # Without an address Prefect would start a server of its own, which nobody sees.
         raise ConfigurationError("PREFECT_API_URL is not set: set it to the Prefect server's address, ending in /api.")
     with prefect_errors():
-        async with get_client() as client:
+        async with get_client(httpx_settings=_PLAIN if url.startswith("http://") else None) as client:
             yield client
 
 
@@ -133,19 +142,12 @@ async def start_or_wake(attempt: Attempt) -> FlowRun:
     state = (
         Scheduled(scheduled_time=now)
         if missing is None
-        else awaiting_files(first_look(attempt, now, Settings().first_look_seconds), missing.value)
+        else awaiting_files(first_look(attempt, now, current_settings().first_look_seconds), missing.value)
     )
     async with prefect_api() as client:
         run = await _noted_run(client, attempt)
         if run is None:
-            deployment = await client.read_deployment_by_name(VERIFY_SESSION)
-            run = await client.create_flow_run_from_deployment(
-                deployment.id,
-                parameters={"session_id": attempt.session_id, "attempt": attempt.attempt},
-                idempotency_key=f"{attempt.session_id}:{attempt.attempt}",
-                name=f"{attempt.session_id} attempt {attempt.attempt}",
-                state=state,
-            )
+            run = await _created(client, attempt, state)
         if run.state is not None and run.state.name == AWAITING_FILES and missing is None:
             await schedule_now(client, run, "Both files are there")
         elif run.state is not None and run.state.type in FAULTS:
@@ -170,6 +172,27 @@ async def _noted_run(client: PrefectClient, attempt: Attempt) -> FlowRun | None:
     return None
 
 
+async def _created(client: PrefectClient, attempt: Attempt, state: State[Any]) -> FlowRun:
+    """A new run, or the one that this attempt has. The deployment's id is remembered until it is not known any more."""
+    address = str(client.api_url)
+    remembered = _deployment_ids.get(address)
+    deployment_id = remembered or (await client.read_deployment_by_name(VERIFY_SESSION)).id
+    _deployment_ids[address] = deployment_id
+    try:
+        return await client.create_flow_run_from_deployment(
+            deployment_id,
+            parameters={"session_id": attempt.session_id, "attempt": attempt.attempt},
+            idempotency_key=f"{attempt.session_id}:{attempt.attempt}",
+            name=f"{attempt.session_id} attempt {attempt.attempt}",
+            state=state,
+        )
+    except httpx.HTTPStatusError as exc:
+        if remembered is None or exc.response.status_code != httpx.codes.NOT_FOUND:
+            raise
+        _deployment_ids.pop(address, None)
+        return await _created(client, attempt, state)
+
+
 def first_look(attempt: Attempt, now: datetime, first_look_seconds: float) -> datetime:
     """When an attempt's run looks for missing files first. The upload service wakes the runs that it announced."""
     if attempt.announced:
@@ -177,12 +200,16 @@ def first_look(attempt: Attempt, now: datetime, first_look_seconds: float) -> da
     return min(now + timedelta(seconds=first_look_seconds), attempt.deadline_at)
 
 
-async def schedule_now(client: PrefectClient, run: FlowRun, why: str, *, force: bool = False) -> None:
+async def schedule_now(
+    client: PrefectClient, run: FlowRun, why: str, *, force: bool = False, behind: bool = False
+) -> None:
     """Have a flow run executed (again), now. `force`: though it has ended, or Prefect believes that it runs.
 
-    Due since it was created: workers take the run that was due first, and this one has queued before.
+    Due since it was created: workers take the run that was due first, and this one has queued before. `behind`: due
+    from now on, after all that are.
     """
-    state: State[None] = Scheduled(scheduled_time=run.created or datetime.now(UTC), message=why)
+    due = None if behind else run.created
+    state: State[None] = Scheduled(scheduled_time=due or datetime.now(UTC), message=why)
     await client.set_flow_run_state(run.id, state, force=force)
 
 

@@ -18,7 +18,7 @@ from tasks.database.attempts import close, get_attempt, waiting_for
 from tasks.database.leases import break_leases
 from tasks.dispatch import BUSY, cancel, prefect_api, read_runs
 from tasks.errors import KycflowError, UnknownSession
-from tasks.settings import Settings
+from tasks.settings import current_settings
 
 ERROR_EVENT = "kycflow.session.error"
 """The event to hang an automation on: mail, pager, chat."""
@@ -34,7 +34,7 @@ async def fail_session(session_id: str, attempt: int, error: Exception) -> Attem
     Returns the attempt as it stands then: a decision that was there stays.
     """
     await give_up(session_id, attempt, f"{type(error).__name__}: {error}", by=f"flow run {current_run.id}")
-    return await asyncio.to_thread(get_attempt, database_for(Settings()), session_id, attempt)
+    return await asyncio.to_thread(get_attempt, database_for(current_settings()), session_id, attempt)
 
 
 async def give_up(session_id: str, attempt: int, why: str, *, by: str) -> bool:
@@ -42,7 +42,7 @@ async def give_up(session_id: str, attempt: int, why: str, *, by: str) -> bool:
 
     Never raises for the alarm: the status is what counts.
     """
-    database = database_for(Settings())
+    database = database_for(current_settings())
     if not await asyncio.to_thread(close, database, session_id, attempt, Status.ERROR, by=by, detail=why):
         return False
     ids = {"session_id": session_id, "attempt": attempt}
@@ -76,7 +76,7 @@ async def cancel_session(session_id: str, attempt: int, why: Exception | str) ->
     Raises:
         DatabaseUnavailable, OrchestratorUnavailable: the sweep does what is left.
     """
-    database = database_for(Settings())
+    database = database_for(current_settings())
     by = f"flow run {current_run.id}" if current_run.id else "cancellation"
     found = await asyncio.to_thread(get_attempt, database, session_id, attempt)
     await asyncio.to_thread(close, database, session_id, attempt, Status.CANCELLED, by=by, detail=str(why))
@@ -94,12 +94,13 @@ async def stop_comparison(attempt: Attempt) -> None:
     """
     if attempt.comparison_key is None or attempt.comparison_run_id is None:
         return
-    database = database_for(Settings())
+    database = database_for(current_settings())
     others = await asyncio.to_thread(waiting_for, database, attempt.comparison_key)
     if any((other.session_id, other.attempt) != (attempt.session_id, attempt.attempt) for other in others):
         return
     await asyncio.to_thread(break_leases, database, str(attempt.comparison_run_id))
-    await cancel(attempt.comparison_run_id, f"Nobody waits for it: {attempt.session_id} was cancelled")
+    if attempt.comparison_run_id != attempt.flow_run_id:  # else the session's own run, which is ending
+        await cancel(attempt.comparison_run_id, f"Nobody waits for it: {attempt.session_id} was cancelled")
 
 
 async def at_rest(client: PrefectClient, attempts: list[Attempt]) -> None:
@@ -135,6 +136,6 @@ def comparison_cancelled(flow: "Flow[..., Any]", flow_run: FlowRun, state: State
     """Hook of `compare-faces`: its lease is free at once. If the database does not answer, it expires."""
     del flow, state
     try:
-        break_leases(database_for(Settings()), str(flow_run.id))
+        break_leases(database_for(current_settings()), str(flow_run.id))
     except KycflowError:
         log.exception("lease not released", extra={"action": "lease.trouble"})

@@ -28,7 +28,7 @@ from tasks.database.retention import Erasable, attempts_of, begin_erasing, finis
 from tasks.dispatch import PAGE, VERIFY_SESSION, cancel, prefect_api, read_runs, seen
 from tasks.errors import RetryableError
 from tasks.leasing import owned
-from tasks.settings import Settings
+from tasks.settings import current_settings
 from tasks.storage import Storage, open_storage
 from tasks.storage.keys import file_prefix, picture_key
 
@@ -61,7 +61,7 @@ async def erase_session(session_id: str, *, by: str) -> Erased:
         StorageUnavailable, DatabaseUnavailable, OrchestratorUnavailable, LeaseHeld, RetryableError: not all is erased.
     """
     erased = Erased()
-    for attempt in await asyncio.to_thread(attempts_of, database_for(Settings()), session_id):
+    for attempt in await asyncio.to_thread(attempts_of, database_for(current_settings()), session_id):
         erased += await erase_attempt(session_id, attempt, by=by)
     return erased
 
@@ -78,7 +78,7 @@ async def erase_attempt(session_id: str, attempt: int, *, by: str) -> Erased:
         StorageUnavailable, DatabaseUnavailable, OrchestratorUnavailable: not all is erased; the next purge goes on.
         LeaseHeld: its comparison is being computed. RetryableError: its flow run does not end. Likewise.
     """
-    settings = Settings()
+    settings = current_settings()
     database, storage = database_for(settings), open_storage(settings)
     begun = await asyncio.to_thread(begin_erasing, database, session_id, attempt, by=by)
     if begun is None:
@@ -101,7 +101,7 @@ def erase_comparison(key: str, *, by: str, besides: Attempt | None = None) -> Er
     Raises:
         LeaseHeld: it is being computed. StorageUnavailable, DatabaseUnavailable, LeaseLost.
     """
-    settings = Settings()
+    settings = current_settings()
     database = database_for(settings)
     while True:
         with owned(database, f"comparison:{key}", by, settings, settings.lease_seconds) as lease:

@@ -15,7 +15,7 @@ from tasks.evaluation.report import markdown
 from tasks.evaluation.results import Evaluation
 from tasks.evaluation.run import REPORT_FILES, evaluate_files
 from tasks.retries import retried
-from tasks.settings import Settings
+from tasks.settings import current_settings
 from tasks.storage import open_storage
 from tasks.storage.keys import evaluation_key
 
@@ -40,7 +40,7 @@ def evaluate_pairs(run_id: str, pairs_csv: str, images: str, fmr: float, baselin
         ConfigurationError: the list, the folder or the installation is not what is needed; the message names lines,
             never pictures. StorageUnavailable, ComputeUnavailable, OrchestratorUnavailable: tried again first.
     """
-    settings = Settings()
+    settings = current_settings()
     out = settings.state_dir.absolute() / "evaluations" / run_id
     evaluation = evaluate_files(
         Path(pairs_csv), Path(images), out, settings, fmr=fmr, baseline=baseline, progress=_ProgressBar(run_id)

@@ -15,7 +15,7 @@ from tasks.database import database_for
 from tasks.database.attempts import get_attempt, is_registered, note_run, open_attempt, register_upload, take_up
 from tasks.errors import ObjectMissing
 from tasks.retries import retried
-from tasks.settings import Settings
+from tasks.settings import current_settings
 from tasks.storage import Storage, open_storage
 from tasks.storage.files import hash_file
 from tasks.storage.keys import file_prefix
@@ -35,7 +35,7 @@ async def open_session_attempt(
         UnknownSession: a further attempt that was not asked for. SessionDeleted: it was deleted.
         DatabaseUnavailable: tried again.
     """
-    settings = Settings()
+    settings = current_settings()
     seconds = deadline_seconds or settings.session_deadline_seconds
     return await asyncio.to_thread(_open, database_for(settings), session_id, attempt, seconds, flow_run_id)
 
@@ -56,9 +56,9 @@ class FoundFile(Plain):
     recorded: StoredFile | None
 
 
-@task(name="find file", task_run_name="find {kind}", cache_policy=NO_CACHE, **retried(6))
-async def find_file(session_id: str, attempt: int, kind: FileKind) -> FoundFile | None:
-    """The newest file of that kind, or None. Not cached: a file may be replaced until the decision.
+@task(name="find files", cache_policy=NO_CACHE, **retried(6))
+async def look_for_files(session_id: str, attempt: int) -> dict[FileKind, FoundFile]:
+    """The newest file of each kind, as far as they are there. Not cached: one may be replaced until the decision.
 
     A file that another system put into storage is newer than every recorded one, if its name sorts last. Among the
     recorded, the record's own order counts, which does not depend on anybody's clock.
@@ -66,11 +66,12 @@ async def find_file(session_id: str, attempt: int, kind: FileKind) -> FoundFile 
     Raises:
         ObjectMissing: a recorded file is gone from storage. StorageUnavailable, DatabaseUnavailable: tried again first.
     """
-    return await asyncio.to_thread(_look, session_id, attempt, kind)
+    found = await asyncio.gather(*(asyncio.to_thread(_look, session_id, attempt, kind) for kind in FileKind))
+    return {kind: file for kind, file in zip(FileKind, found, strict=True) if file is not None}
 
 
 def _look(session_id: str, attempt: int, kind: FileKind) -> FoundFile | None:
-    settings = Settings()
+    settings = current_settings()
     database, storage = database_for(settings), open_storage(settings)
     newest = storage.newest(file_prefix(session_id, attempt, kind))
     if (
@@ -115,7 +116,7 @@ async def register_file(session_id: str, attempt: int, kind: FileKind, storage_k
 
 
 def _register(session_id: str, attempt: int, kind: FileKind, storage_key: str) -> StoredFile:
-    settings = Settings()
+    settings = current_settings()
     database = database_for(settings)
     recorded = get_attempt(database, session_id, attempt).files.of(kind)
     if recorded is not None and recorded.storage_key == storage_key:
@@ -130,15 +131,11 @@ def _register(session_id: str, attempt: int, kind: FileKind, storage_key: str) -
 
 
 async def find_files(session_id: str, attempt: int) -> FilePair:
-    """What is there of both files, each found by a task, and registered by another if the upload service has not."""
+    """What is there of both files, found by a task, and registered by another if the upload service has not."""
+    found = await look_for_files(session_id, attempt)
     return FilePair(
-        id_image=await _find(session_id, attempt, FileKind.ID_IMAGE),
-        selfie_video=await _find(session_id, attempt, FileKind.SELFIE_VIDEO),
+        **{
+            kind.value: file.recorded or await register_file(session_id, attempt, kind, file.storage_key)
+            for kind, file in found.items()
+        }
     )
-
-
-async def _find(session_id: str, attempt: int, kind: FileKind) -> StoredFile | None:
-    found = await find_file(session_id, attempt, kind)
-    if found is None:
-        return None
-    return found.recorded or await register_file(session_id, attempt, kind, found.storage_key)

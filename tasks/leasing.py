@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from tasks.database import database_for
 from tasks.database.leases import Held, Lease, claim, release, renew, take
 from tasks.errors import KycflowError, LeaseHeld
-from tasks.settings import Settings
+from tasks.settings import Settings, current_settings
 
 RENEWALS = 4
 """How often a lease is renewed in its time: one renewal may fail, and the next one too."""
@@ -47,7 +47,7 @@ def sign_of_life(name: str, owner: str, *, forget: bool) -> Iterator[None]:
     Args:
         forget: whether to remove it at the end; else it expires, and what it leaves behind is known to be orphaned.
     """
-    settings = Settings()
+    settings = current_settings()
     keeper = _Keeper(None, name, settings.lease_seconds, owner=owner, settings=settings, at_end=forget)
     keeper.start()
     try:
@@ -131,7 +131,7 @@ class _Keeper(threading.Thread):
 
     def _renewed(self) -> bool:
         if self._engine is None:
-            self._engine = database_for(self._settings or Settings())
+            self._engine = database_for(self._settings or current_settings())
         if self._lease is None:
             self._lease = claim(self._engine, self._wanted, self._owner, self._seconds)
             return True

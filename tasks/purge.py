@@ -34,7 +34,7 @@ from tasks.dispatch import prefect_errors
 from tasks.erasing import Erased, erase_attempt, erase_comparison
 from tasks.errors import RetryableError, is_retryable
 from tasks.retries import retried
-from tasks.settings import Settings
+from tasks.settings import Settings, current_settings
 from tasks.storage import Storage, open_storage
 
 BATCH = 100
@@ -72,7 +72,7 @@ async def purge() -> Purged:
     Raises:
         RetryableError: something is left for a reason that may pass: tried again. Any other: something is left for it.
     """
-    settings = Settings()
+    settings = current_settings()
     database, by = database_for(settings), f"purge {flow_run.id or ''}".strip()
     age = settings.media_retention_days * DAY_SECONDS
     failures = _Failures()

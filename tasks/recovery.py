@@ -75,7 +75,14 @@ class Action(StrEnum):
 
 
 def for_session(  # noqa: PLR0911 - a table of cases
-    attempt: Attempt, run: Run | None, comparison: Run | None, *, stored: bool, now: datetime, most_recoveries: int
+    attempt: Attempt,
+    run: Run | None,
+    comparison: Run | None,
+    *,
+    stored: bool,
+    deaths: int,
+    now: datetime,
+    most_recoveries: int,
 ) -> Action:
     """What to do about an attempt.
 
@@ -83,6 +90,7 @@ def for_session(  # noqa: PLR0911 - a table of cases
         run: the attempt's flow run; None if there is none.
         comparison: the flow run of the comparison that it waits for; None if there is none.
         stored: whether that comparison is in SQL.
+        deaths: how often a process has died while `run` itself computed the comparison, now included.
     """
     if not attempt.open:
         if run is None or not run.lost:
@@ -100,6 +108,8 @@ def for_session(  # noqa: PLR0911 - a table of cases
     if run.name == AWAITING_COMPARISON:
         spent = comparison is not None and comparison.spent(most_recoveries)
         return Action.WAKE if stored or spent else Action.NOTHING
+    if run.lost and deaths >= MOST_DEATHS and not stored:
+        return Action.GIVE_UP
     if run.lost or run.failed_for_now or run.type == "COMPLETED":
         return Action.RECOVER if attempt.recoveries < most_recoveries else Action.GIVE_UP
     if run.type == "FAILED" and not run.lingers:

@@ -1,12 +1,11 @@
 """What people see in the Prefect UI when a session has ended: a state named after the decision, and an artifact."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import acreate_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
@@ -14,11 +13,12 @@ from tasks.contracts import Comparison, Decision, DecisionKind
 from tasks.database import database_for
 from tasks.database.comparisons import get_comparison
 from tasks.dispatch import prefect_errors
-from tasks.errors import RetryableError
+from tasks.errors import KycflowError, RetryableError
 from tasks.faces.quality import figures
 from tasks.recovery import UNAVAILABLE
-from tasks.retries import retried
-from tasks.settings import Settings
+from tasks.settings import current_settings
+
+log = logging.getLogger(__name__)
 
 _FACES = (
     *("Face", "Similarity", "Weight"),
@@ -48,18 +48,26 @@ def _reason(decision: Decision) -> str:
     return f"{decision.reason.value}{score}"
 
 
-@task(name="publish decision", cache_policy=NO_CACHE, **retried(3))
 async def publish_decision(decision: Decision) -> None:
-    """Write the run's artifact: ids, sums and scores only, never a picture."""
-    comparison = None
-    if decision.comparison_key is not None:
-        comparison = await asyncio.to_thread(get_comparison, database_for(Settings()), decision.comparison_key)
-    with prefect_errors():
-        await acreate_markdown_artifact(
-            key=f"decision-{decision.session_id}-{decision.attempt}".replace("_", "-"),
-            markdown=markdown(decision, comparison),
-            description=f"{STATE_NAMES[decision.decision]}: {_reason(decision)}",
-        )
+    """Write the run's artifact: ids, sums and scores only, never a picture.
+
+    Never raises: the decision stands whether or not it is shown. Prefect's client tries a call again by itself.
+    """
+    try:
+        comparison = None
+        if decision.comparison_key is not None:
+            comparison = await asyncio.to_thread(
+                get_comparison, database_for(current_settings()), decision.comparison_key
+            )
+        with prefect_errors():
+            await acreate_markdown_artifact(
+                key=f"decision-{decision.session_id}-{decision.attempt}".replace("_", "-"),
+                markdown=markdown(decision, comparison),
+                description=f"{STATE_NAMES[decision.decision]}: {_reason(decision)}",
+            )
+    except KycflowError as exc:
+        ids = {"session_id": decision.session_id, "attempt": decision.attempt}
+        log.warning("no artifact of the decision: %s", exc, extra={"action": "decision.artifact", **ids})
 
 
 def markdown(decision: Decision, comparison: Comparison | None) -> str:
@@ -97,7 +105,7 @@ def markdown(decision: Decision, comparison: Comparison | None) -> str:
         ("Comparison", f"`{comparison.comparison_key}`"),
     ]
     if comparison.picture_key:
-        used.append(("Picture for reviewers", "in storage, at `comparisons/<comparison>/faces.png`"))
+        used.append(("Picture for reviewers", "in storage, at `comparisons/<comparison>/faces.jpg`"))
     text += ["## Comparison", _table(("What", "Value"), used)]
     faces = [("ID image", "", "", result.reference)] if result.reference is not None else []
     faces += [(f"{f.time_seconds:.2f} s", f"{f.similarity:.3f}", f"{f.weight:.0%}", f.quality) for f in result.frames]

@@ -1,5 +1,7 @@
 """All settings, in one place: environment variables that begin with KYCFLOW_."""
 
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tasks.contracts import FileKind, Sha256
 
 MIB = 1024 * 1024
+PREFIX = "KYCFLOW_"
 
 
 def _default_state_dir() -> Path:
@@ -20,7 +23,7 @@ def _default_state_dir() -> Path:
 class Settings(BaseSettings):
     """Typed, bounded settings. Units stand in the names; the README's table is generated from this class."""
 
-    model_config = SettingsConfigDict(env_prefix="KYCFLOW_", extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     state_dir: Path = Field(
         default_factory=_default_state_dir,
@@ -131,6 +134,12 @@ class Settings(BaseSettings):
         description="Type of the work pools that `kycflow up` and `kycflow deploy` create: `resident`, or a type of "
         "Prefect's such as `process` or `kubernetes`.",
     )
+    sessions_pool: Literal["gpu", "sessions"] | None = Field(
+        None,
+        description="Work pool whose workers follow sessions, as `kycflow deploy` sets it. `gpu`: a session's run "
+        "compares its files itself. `sessions`: it asks the pool gpu for a run that does. Empty: `gpu` for resident "
+        "workers, which have the engine loaded, else `sessions`.",
+    )
     drain_seconds: float = Field(
         30,
         ge=0,
@@ -213,3 +222,20 @@ class Settings(BaseSettings):
     def samples_dir(self) -> Path:
         """Where sample media for demo and tests are placed."""
         return self.state_dir.absolute() / "samples"
+
+
+def current_settings() -> Settings:
+    """The settings as the environment has them now. Reading it anew takes 1.5 ms, which a session would do 20 times.
+
+    Raises:
+        pydantic.ValidationError: a variable has a value that is not allowed.
+    """
+    return _read(
+        Path.cwd(), frozenset((name, text) for name, text in os.environ.items() if name.upper().startswith(PREFIX))
+    )
+
+
+@lru_cache(maxsize=8)
+def _read(folder: Path, variables: frozenset[tuple[str, str]]) -> Settings:
+    del folder, variables  # what an answer is kept by
+    return Settings()

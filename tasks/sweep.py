@@ -24,7 +24,7 @@ from sqlalchemy import Engine
 from tasks.contracts import Attempt, EngineConfig, Plain, StoredFile, comparison_key
 from tasks.database import database_for
 from tasks.database.attempts import count_recovery, in_progress, overdue, some_attempts
-from tasks.database.comparisons import deaths, finished, note_death
+from tasks.database.comparisons import Loss, finished, losses, note_loss
 from tasks.database.leases import Held, Lease, break_leases, claim, forget_expired, holders, renew
 from tasks.dispatch import PAGE, busy_runs, prefect_api, read_runs, schedule_now, seen, worker_of
 from tasks.ending import cancel_session, give_up
@@ -33,7 +33,7 @@ from tasks.faces.models import engine_config
 from tasks.liveness import run_lease, worker_lease
 from tasks.recovery import MOST_DEATHS, Action, Run, for_comparison, for_session, for_upkeep
 from tasks.retries import retried
-from tasks.settings import Settings
+from tasks.settings import Settings, current_settings
 from tasks.trigger import trigger
 
 # An upload this fresh is just being announced by the upload service itself.
@@ -61,7 +61,9 @@ class Finding(Plain):
     run: Run | None = None
     attempt: Attempt | None = None
     comparison_key: str | None = None
-    """Of a run of `compare-faces`."""
+    """What its run computes, or would."""
+    loss: Loss = Loss()
+    """What its run computed when its process was lost."""
 
     @property
     def why(self) -> str:
@@ -69,7 +71,8 @@ class Finding(Plain):
         if self.run is None:
             return "it has no flow run"
         if self.run.lost:
-            return f"its process was lost in {self.run.name}"
+            computed = f", {self.loss.deaths} times while it computed" if self.loss.deaths >= MOST_DEATHS else ""
+            return f"its process was lost in {self.run.name}{computed}"
         tries = "" if self.attempt is None else f", started again {self.attempt.recoveries} times"
         return f"its flow run is {self.run.name}{tries}"
 
@@ -108,7 +111,7 @@ async def sweep(repeat_seconds: float, dry_run: bool) -> int:
         looked = time.monotonic()
         try:
             if repeat_seconds and not dry_run:
-                database = database_for(Settings())
+                database = database_for(current_settings())
                 if place is None:
                     place = await asyncio.to_thread(claim, database, PLACE, str(flow_run.id), FORGET_SECONDS)
                 if not await asyncio.to_thread(renew, database, place, FORGET_SECONDS):
@@ -163,7 +166,7 @@ async def look() -> list[Finding]:
     Raises:
         OrchestratorUnavailable, DatabaseUnavailable.
     """
-    database = database_for(Settings())
+    database = database_for(current_settings())
     await asyncio.to_thread(forget_expired, database, FORGET_SECONDS)
     attempts = await asyncio.to_thread(_attempts, database)
     async with prefect_api() as client:
@@ -184,7 +187,7 @@ def _attempts(database: Engine) -> list[Attempt]:
 
 
 def _judged(database: Engine, attempts: list[Attempt], busy: list[FlowRun], others: list[FlowRun]) -> list[Finding]:
-    settings, now = Settings(), datetime.now(UTC)
+    settings, now = current_settings(), datetime.now(UTC)
     most = settings.most_recoveries
     runs = _with_life(database, busy, others)
     keys = {run.id: key for run in [*busy, *others] if (key := _comparison_of(run, settings)) is not None}
@@ -192,6 +195,11 @@ def _judged(database: Engine, attempts: list[Attempt], busy: list[FlowRun], othe
     known = {(one.session_id, one.attempt): one for one in attempts}
     busy_sessions = [(_session_of(run), runs[run.id]) for run in busy if SESSION in run.tags]
     more = some_attempts(database, [name for name, _ in busy_sessions if name not in known])
+
+    # The run that computes a comparison: one of `compare-faces`, or a session's own.
+    computed = {one.comparison_run_id: one.comparison_key for one in [*attempts, *more]} | keys
+    gone = {run.id: key for run in busy if runs[run.id].lost and (key := computed.get(run.id))}
+    lost = losses(database, gone, {run.id: worker_of(run) for run in busy})
 
     # One that a person started in the UI stands beside the attempt's own run, and is mended like it.
     pairs = [(one, runs.get(one.flow_run_id) if one.flow_run_id else None) for one in attempts]
@@ -201,14 +209,16 @@ def _judged(database: Engine, attempts: list[Attempt], busy: list[FlowRun], othe
     for one, run in pairs:
         comparison = runs.get(one.comparison_run_id) if one.comparison_run_id else None
         done = one.comparison_key in stored
-        action = for_session(one, run, comparison, stored=done, now=now, most_recoveries=most)
+        loss = lost.get(run.id, Loss()) if run else Loss()
+        action = for_session(one, run, comparison, stored=done, deaths=loss.deaths, now=now, most_recoveries=most)
+        key = computed.get(run.id) if run else None
         findings[one.session_id, one.attempt, None if run is None else run.id] = Finding(
-            action=action, run=run, attempt=one
+            action=action, run=run, attempt=one, comparison_key=key, loss=loss
         )
-    dead = deaths(database, {run_id: key for run_id, key in keys.items() if runs[run_id].lost and key not in stored})
     for run_id, key in keys.items():
-        action = for_comparison(runs[run_id], stored=key in stored, deaths=dead.get(run_id, 0), most_recoveries=most)
-        findings[run_id] = Finding(action=action, run=runs[run_id], comparison_key=key)
+        loss = lost.get(run_id, Loss())
+        action = for_comparison(runs[run_id], stored=key in stored, deaths=loss.deaths, most_recoveries=most)
+        findings[run_id] = Finding(action=action, run=runs[run_id], comparison_key=key, loss=loss)
     for other in busy:
         if other.id not in keys and not any(run.id == other.id for _, run in busy_sessions):
             findings[other.id] = Finding(action=for_upkeep(runs[other.id]), run=runs[other.id])
@@ -265,7 +275,7 @@ async def mend(finding: Finding) -> None:
     Raises:
         OrchestratorUnavailable, DatabaseUnavailable: the next look finds it again.
     """
-    database = database_for(Settings())
+    database = database_for(current_settings())
     attempt, run, by = finding.attempt, finding.run, f"sweep {flow_run.id or ''}".strip()
     if attempt is not None and finding.action is Action.START:
         await trigger(attempt, by=by)
@@ -279,15 +289,17 @@ async def mend(finding: Finding) -> None:
             case Action.WAKE:
                 await schedule_now(client, current, "Woken by the sweep")
             case Action.RECOVER:
-                if attempt is None:
-                    await _broken(database, finding, by)
-                elif not await asyncio.to_thread(
+                if attempt is not None and not await asyncio.to_thread(
                     count_recovery, database, attempt.session_id, attempt.attempt, attempt.recoveries,
                     by=by, detail=finding.why,
                 ):  # fmt: skip
                     return
-                await schedule_now(client, current, f"Started again by the sweep: {finding.why}", force=True)
+                await _broken(database, finding, by)
+                # One that died while it computed may do so again: the others come first.
+                why = f"Started again by the sweep: {finding.why}"
+                await schedule_now(client, current, why, force=True, behind=finding.loss.computing)
             case Action.GIVE_UP if attempt is not None:
+                await _broken(database, finding, by)
                 await give_up(attempt.session_id, attempt.attempt, finding.why, by=by)
                 await _end(client, run, Crashed(message=finding.why))
             case Action.CANCEL if attempt is not None:
@@ -303,7 +315,8 @@ async def mend(finding: Finding) -> None:
 async def _broken(database: Engine, finding: Finding, by: str) -> None:
     """Note what a lost run has computed in vain, and free its lease."""
     if finding.run is not None and finding.comparison_key is not None:
-        await asyncio.to_thread(note_death, database, finding.comparison_key, finding.run.id, by=by)
+        ids, computing = (finding.comparison_key, finding.run.id), finding.loss.computing
+        await asyncio.to_thread(note_loss, database, *ids, computing=computing, by=by)
     if finding.run is not None:
         await asyncio.to_thread(break_leases, database, str(finding.run.id))
 
@@ -313,7 +326,7 @@ def _last_state(finding: Finding, run: Run) -> State[Any]:
         case Action.COMPLETE:
             return Completed(message=f"The comparison was stored before: {finding.why}")
         case Action.GIVE_UP:
-            return Failed(name=DEADLY, message=f"{finding.why}, {MOST_DEATHS} times while it computed")
+            return Failed(name=DEADLY, message=finding.why)
     return (Cancelled if run.type == "CANCELLING" else Crashed)(message=finding.why)
 
 

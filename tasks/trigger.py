@@ -14,7 +14,7 @@ from tasks.database.attempts import API, note_run, session_decided, take_up
 from tasks.dispatch import WAITING, prefect_api, read_runs, start_or_wake
 from tasks.ending import at_rest, cancel_session
 from tasks.errors import OrchestratorUnavailable
-from tasks.settings import Settings
+from tasks.settings import current_settings
 
 CANCELLED = {StateType.CANCELLED, StateType.CANCELLING}
 PATIENCE_SECONDS = 15
@@ -35,7 +35,7 @@ async def trigger(attempt: Attempt, *, by: str = API) -> bool:
     """
     if attempt.status in (Status.CANCELLED, Status.DELETED, Status.DECIDED):
         return False
-    database = database_for(Settings())
+    database = database_for(current_settings())
     if attempt.status is Status.ERROR:
         attempt = await asyncio.to_thread(take_up, database, attempt.session_id, attempt.attempt, by=by)
     run = await start_or_wake(attempt)
@@ -61,7 +61,7 @@ async def resume(attempt: Attempt, *, by: str = API) -> Attempt:
     """
     if attempt.status is Status.DECIDED:
         raise session_decided(attempt.session_id, attempt.attempt)
-    database = database_for(Settings())
+    database = database_for(current_settings())
     known = attempt.status is not Status.DELETED and await _set_going(attempt)
     attempt = await asyncio.to_thread(take_up, database, attempt.session_id, attempt.attempt, by=by)
     if not known:

@@ -16,7 +16,7 @@ from tasks.database import database_for
 from tasks.database.comparisons import get_comparison
 from tasks.dispatch import WAITING, awaiting_comparison, awaiting_files, prefect_api
 from tasks.files import find_files
-from tasks.settings import Settings
+from tasks.settings import current_settings
 
 COMPARISON_SECONDS = 60
 """Between looks for a comparison. Its end wakes the run, and the sweep too: this is the third way."""
@@ -52,7 +52,7 @@ async def wait_for_files(attempt: Attempt) -> NoReturn:
         Pause: always. Prefect's engine takes it as the orderly end of an execution.
         OrchestratorUnavailable: Prefect's API does not answer.
     """
-    settings = Settings()
+    settings = current_settings()
     missing = attempt.files.missing()
     due = attempt.deadline_at
     if not attempt.announced:
@@ -78,7 +78,7 @@ async def wait_for_comparison(key: str) -> NoReturn:
     """
 
     async def stored() -> bool:
-        return await asyncio.to_thread(get_comparison, database_for(Settings()), key) is not None
+        return await asyncio.to_thread(get_comparison, database_for(current_settings()), key) is not None
 
     due = datetime.now(UTC) + timedelta(seconds=COMPARISON_SECONDS)
     await _wait(awaiting_comparison(due, key), stored, "The comparison is stored")

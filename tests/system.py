@@ -22,6 +22,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from sqlalchemy import Engine, select
 
 from deployments.client import UploadClient
+from deployments.provision import sessions_pool
 from deployments.stack import Addresses, running
 from tasks.contracts import FileKind, StoredFile
 from tasks.database import database_for
@@ -52,6 +53,11 @@ class System:
     def resident(self) -> bool:
         """Whether its workers execute flow runs in their own process."""
         return self.settings.worker_type == "resident"
+
+    @property
+    def sessions_pool(self) -> str:
+        """Whose workers follow sessions."""
+        return sessions_pool(self.settings)
 
     @property
     def database(self) -> Engine:

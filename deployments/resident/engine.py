@@ -42,10 +42,6 @@ class Stop(Enum):
     HAND_BACK = "hand back"
 
 
-class Stopped(BaseException):
-    """Raised in the thread of a synchronous flow to stop it. No `except Exception` takes it for a failure."""
-
-
 class _Client(PrefectClient):
     async def update_flow_run(self, *args: Any, **kwargs: Any) -> Any:
         return None if _only_policy(kwargs) else await super().update_flow_run(*args, **kwargs)

@@ -6,7 +6,6 @@ The loop has a thread of its own, so that a flow that blocks it stops neither th
 import asyncio
 import concurrent.futures
 import contextvars
-import ctypes
 import logging
 import queue
 import threading
@@ -23,13 +22,13 @@ from prefect.settings import PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED, tempor
 from deployments.resident.engine import (
     AsyncEngine,
     Stop,
-    Stopped,
     SyncEngine,
     client_context,
     engine_for,
     sync_client_context,
 )
 from deployments.server_configuration import HEARTBEAT_SECONDS
+from tasks.threads import Stopped, raise_in
 
 log = logging.getLogger(__name__)
 
@@ -242,10 +241,3 @@ class _Hand(threading.Thread):
 def _failure(exc: BaseException) -> Exception:
     """What a flow run ended with, as something that ends nothing else: a flow may call `sys.exit`."""
     return exc if isinstance(exc, Exception) else RuntimeError(f"The flow run ended with {type(exc).__name__}: {exc}")
-
-
-def raise_in(thread_id: int, error: type[BaseException] | None) -> None:
-    """Raise an exception in a thread at its next line of Python; None takes back one that was not raised yet."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread_id), ctypes.py_object(error) if error is not None else None
-    )

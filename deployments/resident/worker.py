@@ -8,6 +8,7 @@ neighbours along. Job variables that ask for something else are refused when a r
 
 import asyncio
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from pydantic import PrivateAttr
 from deployments.resident.code import FlowCode
 from deployments.resident.engine import Stop, handed_back
 from deployments.resident.runtime import Runtime
+from deployments.server_load import leave_loaded_alone
 from tasks.dispatch import on_worker
 from tasks.errors import ConfigurationError
 from tasks.settings import MIB, Settings
@@ -44,6 +46,9 @@ STOP_SECONDS = 5
 """What a run has to end when it is stopped at the end of the worker. After that it is left to the process' end."""
 AGAIN_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: the worker ended to be started again."""
+SWITCH_SECONDS = 0.0005
+"""How long a thread that wants Python's lock waits for another one to give it up. A comparison asks for it after each
+packet and picture; with Python's 5 ms it mostly waited for the threads that talk to Prefect and SQL."""
 
 
 class ResidentVariables(BaseVariables):
@@ -129,6 +134,7 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
 
     async def setup(self) -> None:
         """Start the place where flows run, and warm up: load the flows of the pool, and call their `warm_up`."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._runtime.start()
         await super().setup()
         loop = asyncio.get_running_loop()
@@ -222,8 +228,9 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
         return state.is_pending()
 
     def _poll_soon(self) -> None:
-        """Ask for more at once: a worker that has just ended a run has a place, and its queue may be long."""
-        if self._polling or self._draining or self._runs_task_group is None:
+        """Ask for more at once where half of the places are free: the queue may be long, and each answer costs."""
+        full = self._limiter is not None and 2 * len(self._runtime.running) > self._limiter.total_tokens
+        if full or self._polling or self._draining or self._runs_task_group is None:
             return
         self._polling = True
         self._runs_task_group.start_soon(self._poll)
@@ -265,6 +272,7 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
             warm_up = getattr(self._code.module(flow), "warm_up", None)
             if warm_up is not None:
                 await asyncio.to_thread(warm_up)
+        leave_loaded_alone()
         self._warm = True
         self._logger.info("Worker is warm after %.1f s.", time.monotonic() - begin)
 

@@ -1,6 +1,7 @@
 """Comparisons: one row a key, counted at each start, written once. Each function is one short transaction."""
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Engine, select, update
@@ -15,7 +16,8 @@ from tasks.database.status import trace
 from tasks.database.tables import AuditRow, ComparisonRow
 from tasks.database.types import clock
 
-STARTED, STORED, LOST = "computation_started", "comparison_stored", "computation_lost"
+STARTED, STORED = "computation_started", "comparison_stored"
+LOST, CUT_OFF = "computation_lost", "computation_cut_off"
 """Events of the audit trail."""
 
 
@@ -96,35 +98,60 @@ def get_comparison(engine: Engine, key: str) -> Comparison | None:
         return _stored(session, key)
 
 
-def deaths(engine: Engine, lost: Mapping[UUID, str]) -> dict[UUID, int]:
-    """How often a process has died while these lost runs computed in it, now included. One query.
+class Loss(NamedTuple):
+    """What a flow run whose process is gone computed."""
+
+    computing: bool = False
+    """Whether it computed when its process died."""
+    deaths: int = 0
+    """How often a process has died while it computed, now included."""
+
+
+def losses(engine: Engine, lost: Mapping[UUID, str], workers: Mapping[UUID, str]) -> dict[UUID, Loss]:
+    """What these lost runs computed. One query.
+
+    A worker computes one comparison at a time. Of its lost runs that had begun and stored nothing, the one that began
+    last computed; the others were about to store what they had.
 
     Args:
         lost: flow runs whose process is gone, and the comparison that each was for.
+        workers: the worker that had each run.
     """
     if not lost:
         return {}
     with reading(engine) as session:
         told = _events(session, lost.values())
     events = {run_id: told.get((key, _run(run_id)), []) for run_id, key in lost.items()}
-    return {run_id: own.count(LOST) + (own[-1:] == [STARTED]) for run_id, own in events.items()}
+    begun = sorted((own[-1].id, run_id) for run_id, own in events.items() if own and own[-1].event == STARTED)
+    last = {workers[run_id]: run_id for _, run_id in begun}
+    return {
+        run_id: Loss(
+            computing := last.get(workers[run_id]) == run_id, sum(line.event == LOST for line in own) + computing
+        )
+        for run_id, own in events.items()
+    }
 
 
-def note_death(engine: Engine, key: str, flow_run_id: UUID, *, by: str) -> None:
-    """Note in the audit trail that a process died while this run computed in it, if it did."""
+def note_loss(engine: Engine, key: str, flow_run_id: UUID, *, computing: bool, by: str) -> None:
+    """Note in the audit trail that a process died after this run had begun in it, if it had, and had stored nothing.
+
+    Args:
+        computing: whether it computed then; else it was cut off before it could store what it had.
+    """
     run = _run(flow_run_id)
     with writing(engine) as session:
-        if _events(session, [key]).get((key, run), [])[-1:] == [STARTED]:
-            trace(session, LOST, by=by, comparison_key=key, detail=run)
+        own = _events(session, [key]).get((key, run))
+        if own and own[-1].event == STARTED:
+            trace(session, LOST if computing else CUT_OFF, by=by, comparison_key=key, detail=run)
 
 
-def _events(session: Session, keys: Collection[str]) -> dict[tuple[str, str], list[str]]:
-    """By comparison and run, these events in their order. After a start that comes last, it still computes."""
-    told = AuditRow.comparison_key.in_(keys) & AuditRow.event.in_([STARTED, STORED, LOST])
-    found: dict[tuple[str, str], list[str]] = {}
+def _events(session: Session, keys: Collection[str]) -> dict[tuple[str, str], list[AuditRow]]:
+    """By comparison and run, what became of its computation, in order. After a start that comes last, it goes on."""
+    told = AuditRow.comparison_key.in_(keys) & AuditRow.event.in_([STARTED, STORED, LOST, CUT_OFF])
+    found: dict[tuple[str, str], list[AuditRow]] = {}
     for line in session.scalars(select(AuditRow).where(told).order_by(AuditRow.id)):
-        run = str(line.detail) if line.event == LOST else line.actor
-        found.setdefault((str(line.comparison_key), run), []).append(line.event)
+        run = str(line.detail) if line.event in {LOST, CUT_OFF} else line.actor
+        found.setdefault((str(line.comparison_key), run), []).append(line)
     return found
 
 

@@ -357,13 +357,22 @@ _engines: dict[str, FaceEngine] = {}
 _loading = threading.Lock()
 
 
+def is_loaded(config: EngineConfig, settings: Settings) -> bool:
+    """Whether this process has the engine for this configuration: `load_engine` takes no time."""
+    return _name(config, settings) in _engines
+
+
+def _name(config: EngineConfig, settings: Settings) -> str:
+    return f"{config.fingerprint()} {settings.weights_dir} {settings.device}"
+
+
 def load_engine(config: EngineConfig, settings: Settings) -> FaceEngine:
     """The process's warm engine for this configuration; loaded once, then kept.
 
     Raises ConfigurationError and ComputeUnavailable as `FaceEngine` does.
     """
-    key = f"{config.fingerprint()} {settings.weights_dir} {settings.device}"
+    name = _name(config, settings)
     with _loading:
-        if key not in _engines:
-            _engines[key] = FaceEngine(config, settings)
-        return _engines[key]
+        if name not in _engines:
+            _engines[name] = FaceEngine(config, settings)
+        return _engines[name]

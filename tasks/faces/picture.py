@@ -36,7 +36,7 @@ def report(
     caption: str = "",
     verdict: Verdict | None = None,
 ) -> bytes:
-    """PNG, 1200 pixels wide and as high as needed.
+    """JPEG, 1200 pixels wide and as high as needed.
 
     Nothing is written that is not given: no names, and no ids but those in `caption`.
     """
@@ -45,7 +45,7 @@ def report(
     y = _faces(page, y, compared)
     y = video(page, y, compared)
     y = scale(page, y, compared.comparison, thresholds, measured)
-    return page.png(_foot(page, y, compared.comparison, caption))
+    return page.jpeg(_foot(page, y, compared.comparison, caption))
 
 
 def _heading(page: Page, comparison: FaceComparison, verdict: Verdict | None) -> float:

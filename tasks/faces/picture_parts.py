@@ -75,11 +75,11 @@ class Page:
         self.image = image
         self._draw = ImageDraw.Draw(image)
 
-    def png(self, height: float) -> bytes:
+    def jpeg(self, height: float) -> bytes:
         """The upper `height` pixels."""
         buffer = io.BytesIO()
-        # A higher level takes three times as long for a tenth of the size.
-        self.image.crop((0, 0, self.image.width, round(height))).save(buffer, "PNG", compress_level=2)
+        # As a PNG it takes 37 ms instead of 5, a quarter of the comparison itself. Colours as sharp as the rest.
+        self.image.crop((0, 0, self.image.width, round(height))).save(buffer, "JPEG", quality=92, subsampling="4:4:4")
         return buffer.getvalue()
 
     def text(

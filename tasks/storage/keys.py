@@ -35,7 +35,7 @@ def new_file_key(session_id: str, attempt: int, kind: FileKind) -> str:
 
 def picture_key(comparison_key: str) -> str:
     """Key of a comparison's picture: the faces compared, with what was measured."""
-    return f"comparisons/{comparison_key}/faces.png"
+    return f"comparisons/{comparison_key}/faces.jpg"
 
 
 def evaluation_key(run_id: str, name: str) -> str:

@@ -19,7 +19,7 @@ def test_the_demo_shows_every_decision_as_expected(system: System) -> None:
     assert all(outcome["right"] for outcome in outcomes)
     pictures = [Path(outcome["picture"]) for outcome in outcomes if outcome["similarity"] is not None]
     assert len(pictures) == 3
-    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    assert all(picture.read_bytes().startswith(b"\xff\xd8") for picture in pictures)
 
 
 def test_submit_ends_with_0_for_a_match_and_1_for_another_decision(

@@ -5,9 +5,11 @@ import gc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Pause
 from prefect.settings import (
     PREFECT_API_URL,
@@ -17,6 +19,7 @@ from prefect.settings import (
 )
 from prefect.states import Failed, Scheduled
 
+import tasks.dispatch
 import tasks.waiting
 from deployments.demo_card import draw_card
 from deployments.demo_media import DemoMedia, portraits
@@ -76,8 +79,16 @@ def test_a_session_whose_run_failed_goes_on_with_the_next_upload(
 
 
 def test_a_comparison_whose_runs_are_spent_is_dispatched_anew(
-    system: System, demo_media: DemoMedia, media_settings: Settings, session_id: str, tmp_path: Path, inside: None
+    stock_system: System,
+    demo_media: DemoMedia,
+    media_settings: Settings,
+    session_id: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    system = stock_system
+    for name in ("KYCFLOW_STATE_DIR", "KYCFLOW_DATABASE_URL"):
+        monkeypatch.setenv(name, system.environment[name])
     opened(system, session_id)
     card = tmp_path / "card.jpg"
     card.write_bytes(draw_card(portraits(media_settings)[0], serial=4711))
@@ -99,9 +110,10 @@ def test_a_comparison_whose_runs_are_spent_is_dispatched_anew(
 
     system.prefect(spend)
     attempt = open_attempt(system.database, session_id, 1, 3600)[0]
-    asyncio.run(start_or_wake(attempt))
-    assert decision(system, session_id) == "match"
-    fourth = asyncio.run(start_comparison(key, 4, reference, probe, engine))
+    with temporary_settings({PREFECT_API_URL: system.addresses.prefect_api}):
+        asyncio.run(start_or_wake(attempt))
+        assert decision(system, session_id) == "match"
+        fourth = asyncio.run(start_comparison(key, 4, reference, probe, engine))
     assert fourth.state is not None
     assert fourth.state.is_completed()
 
@@ -153,6 +165,20 @@ def test_a_file_of_another_system_with_a_size_that_is_not_accepted_counts_as_mis
     file.write_bytes(bytes(size))
     open_storage(system.settings).put(new_file_key(session_id, 1, FileKind.ID_IMAGE), file)
     assert asyncio.run(find_files(session_id, 1)).id_image is None
+
+
+def test_a_deployment_that_was_made_anew_is_found_by_all_who_remember_the_old_one(
+    system: System, session_id: str, inside: None
+) -> None:
+    attempts = [opened(system, f"{session_id}-{number}") for number in range(9)]
+    asyncio.run(start_or_wake(attempts[0]))
+    (address,) = [one for one in tasks.dispatch._deployment_ids if one.startswith(system.addresses.prefect_api)]
+    tasks.dispatch._deployment_ids[address] = uuid4()
+
+    async def start() -> list[FlowRun]:
+        return await asyncio.gather(*(start_or_wake(attempt) for attempt in attempts))
+
+    assert len({run.id for run in asyncio.run(start())}) == 9
 
 
 def test_without_an_address_no_server_of_its_own_is_started(session_id: str) -> None:

@@ -15,7 +15,7 @@ from tests.acceptance.test_sessions import verify
 from tests.system import System
 
 DEPLOYMENTS = {
-    "verify-session": "sessions",
+    "verify-session": "gpu",
     "compare-faces": "gpu",
     "evaluate-faces": "gpu",
     "sweep-sessions": "sessions",

@@ -42,11 +42,11 @@ ONE_CORE = (API, SERVICES, WORKERS)
 """Python processes with one event loop: each of them uses a core at most."""
 RATES = (10, 100, 1000)
 """Sessions a second."""
-RUNS_A_SESSION = 2
-"""The session's own flow run, and that of its comparison."""
+RUNS_A_SESSION = 1
+"""Two where comparisons have a flow run of their own."""
 LOAD = 0.7
 """What part of a core is planned to be used: the rest is for peaks."""
-QUERY_SECONDS = 0.25
+QUERY_SECONDS = 0.5
 """How often a worker asks for flow runs, as with `kycflow up`."""
 IDLE_SECONDS = 3.0
 CALM_CORES = 0.4

@@ -9,6 +9,8 @@ from rich.console import Console
 from sqlalchemy import Executable, Select, and_, exists, select, text
 from sqlalchemy.exc import DBAPIError
 
+from deployments.provision import GPU, SESSIONS, sessions_pool
+from deployments.stack import SOON_SECONDS
 from tasks.contracts import Status
 from tasks.database import database_for
 from tasks.database.tables import AttemptRow, ComparisonRow, LeaseRow
@@ -20,6 +22,8 @@ from tests.chaos.world import World
 LOOK_SECONDS = 0.03
 OUTAGE_SECONDS = 10
 
+REST_SECONDS = SOON_SECONDS + 2
+"""Between two kills of a worker: its supervisor gives up on one that ends again and again as soon as it is started."""
 JUST_NOW_SECONDS = 0.4
 """What happened so short a time ago has not been told to anybody else."""
 
@@ -69,17 +73,23 @@ class Faults:
     recovery_seconds: list[float] = field(default_factory=list)
     """From the kill of a computation to the next start of the same one."""
     over: threading.Event = field(default_factory=threading.Event)
+    _killed: dict[str, float] = field(default_factory=dict)
+    """When the worker of a pool was killed last."""
 
     def kill_worker(self, moment: Moment, seconds: float) -> bool:
         """Kill a worker with all its flow runs when this moment is seen; False if it was not, for so long."""
-        part = f"worker-{moment.pool}"
+        pool = sessions_pool(self.world.settings) if moment.pool == SESSIONS else moment.pool
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.over.is_set():
-            if self._ask(_query(moment)):
-                self.world.kill(part)
+            # One that computes again after a kill is left alone: killed twice, it would not be tried again.
+            tried = pool == GPU and any(computations > 1 for _, computations in self._ask(_COMPUTING))
+            rested = time.monotonic() - self._killed.get(pool, -REST_SECONDS) >= REST_SECONDS
+            if rested and not tried and self._ask(_query(moment)):
+                self.world.kill(f"worker-{pool}")
+                self._killed[pool] = time.monotonic()
                 self.kills[moment] = self.kills.get(moment, 0) + 1
                 self._note(f"worker killed, {moment.value}")
-                if moment.pool == "gpu":
+                if pool == GPU:
                     self._note_hits()
                 return True
             time.sleep(LOOK_SECONDS)

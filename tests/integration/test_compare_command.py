@@ -37,13 +37,13 @@ def state(media_settings: Settings, weights: list[Path]) -> dict[str, str]:
 
 
 def test_a_match_and_its_report(demo_media: DemoMedia, state: dict[str, str], tmp_path: Path) -> None:
-    report = tmp_path / "report.png"
+    report = tmp_path / "report.jpg"
     done = kycflow("compare", demo_media.genuine_card, demo_media.selfie_video, "--report", report, **state)
     assert done.returncode == 0, done.stderr
     for piece in ("match", "SIMILARITY_SUFFICIENT", "match from 0.416", "anti-spoofing  off", "ID image", "Sharp"):
         assert piece in done.stdout
     with Image.open(report) as picture:
-        assert (picture.format, picture.width) == ("PNG", 1200)
+        assert (picture.format, picture.width) == ("JPEG", 1200)
 
 
 def test_json_for_programs(demo_media: DemoMedia, state: dict[str, str]) -> None:

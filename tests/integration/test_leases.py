@@ -12,7 +12,14 @@ import pytest
 from sqlalchemy import Engine, select
 
 from tasks.contracts import EngineConfig, FaceComparison, StoredFile
-from tasks.database.comparisons import begin_comparison, deaths, finish_comparison, get_comparison, note_death
+from tasks.database.comparisons import (
+    Loss,
+    begin_comparison,
+    finish_comparison,
+    get_comparison,
+    losses,
+    note_loss,
+)
 from tasks.database.engine import reading, writing
 from tasks.database.leases import (
     Held,
@@ -244,23 +251,43 @@ def test_an_expired_lease_that_nobody_took_is_proof_enough(database: Engine) -> 
 def test_deaths_are_counted_for_the_run_that_computed_while_its_process_died(database: Engine) -> None:
     run, other = UUID(int=1), UUID(int=2)
     lost = {run: KEY, other: KEY}
-    assert deaths(database, {}) == {}
+
+    def deaths() -> dict[UUID, int]:
+        return {one: loss.deaths for one, loss in losses(database, lost, {run: "worker", other: "another"}).items()}
+
+    assert losses(database, {}, {}) == {}
     lease = taken(database)
-    note_death(database, KEY, run, by="sweep")
-    assert deaths(database, lost) == {run: 0, other: 0}, "It had not begun."
+    note_loss(database, KEY, run, computing=True, by="sweep")
+    assert deaths() == {run: 0, other: 0}, "It had not begun."
     begin_comparison(database, lease, KEY, FILE, FILE, EngineConfig(), by=f"flow run {run}")
-    assert deaths(database, lost) == {run: 1, other: 0}
+    assert deaths() == {run: 1, other: 0}
     for _ in range(2):
-        note_death(database, KEY, run, by="sweep")
-        note_death(database, KEY, other, by="sweep")
-        assert deaths(database, lost) == {run: 1, other: 0}, "Noted once; lost again before it began, it is one still."
+        note_loss(database, KEY, run, computing=True, by="sweep")
+        note_loss(database, KEY, other, computing=True, by="sweep")
+        assert deaths() == {run: 1, other: 0}, "Noted once; lost again before it began, it is one still."
     begin_comparison(database, lease, KEY, FILE, FILE, EngineConfig(), by=f"flow run {run}")
     begin_comparison(database, lease, KEY, FILE, FILE, EngineConfig(), by=f"flow run {run}")
-    assert deaths(database, lost) == {run: 2, other: 0}, "A task that was retried in one process counts once."
+    assert deaths() == {run: 2, other: 0}, "A task that was retried in one process counts once."
     result = FaceComparison(similarity=0.9)
     finish_comparison(database, lease, KEY, result=result, picture_key=None, by=f"flow run {run}")
-    note_death(database, KEY, run, by="sweep")
-    assert deaths(database, lost) == {run: 1, other: 0}, "It had stored its row."
+    note_loss(database, KEY, run, computing=True, by="sweep")
+    assert deaths() == {run: 1, other: 0}, "It had stored its row."
+
+
+def test_of_a_workers_lost_runs_the_one_that_began_last_computed(database: Engine) -> None:
+    """The others were about to store what they had. Else a neighbour that kills twice takes them along."""
+    first, second, elsewhere = UUID(int=1), UUID(int=2), UUID(int=3)
+    keys = {first: "a" * 64, second: "b" * 64, elsewhere: "c" * 64}
+    for run in (elsewhere, first, second):
+        lease = take(database, f"comparison:{keys[run]}", str(run), 60)
+        assert isinstance(lease, Lease)
+        begin_comparison(database, lease, keys[run], FILE, FILE, EngineConfig(), by=f"flow run {run}")
+    found = losses(database, keys, {first: "worker", second: "worker", elsewhere: "another"})
+    assert found == {first: Loss(), second: Loss(True, 1), elsewhere: Loss(True, 1)}
+    for run, loss in found.items():
+        note_loss(database, keys[run], run, computing=loss.computing, by="sweep")
+    again = losses(database, {first: keys[first]}, {first: "worker"})
+    assert again == {first: Loss()}, "Lost again before it began again."
 
 
 def test_nobody_takes_a_lease_over_between_its_proof_and_what_is_written_under_it(database: Engine) -> None:

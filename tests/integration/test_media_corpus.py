@@ -48,7 +48,7 @@ def judged(engine: FaceEngine, id_image: Path, selfie_video: Path, settings: Set
     verdict = judge(compared.comparison, thresholds, bounds_for(settings))
     picture = report(compared, thresholds, measured_of(settings.recogniser, settings.detector), verdict=verdict)
     assert time.perf_counter() - begin < MOST_SECONDS
-    assert picture.startswith(b"\x89PNG")
+    assert picture.startswith(b"\xff\xd8")  # JPEG
     if verdict.detail is not None:  # a sentence, and nothing of a file's content
         assert len(verdict.detail) < 160
         assert verdict.detail.isascii()

@@ -417,7 +417,7 @@ class World:
         decided(self.database, session_id, key=key, files=files)
         decision = get_attempt(self.database, session_id).decision
         assert decision is not None
-        asyncio.run(publish_decision.fn(decision))
+        asyncio.run(publish_decision(decision))
         return key
 
     def run_of(self, session_id: str, state: State) -> FlowRun:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -89,3 +90,25 @@ def test_it_begins_when_it_is_told_to(server: str, tmp_path: Path) -> None:
         assert workers(server) == 2
         go.touch()
         eventually(lambda: workers(server) == 3 or None, 60)
+
+
+START = """
+import os, subprocess, sys
+worker = [sys.executable, "-m", "deployments.worker", "--pool", "gpu", "--after", sys.argv[1]]
+print(subprocess.Popen([*worker, "--parent", str(os.getpid())]).pid, flush=True)
+input()
+"""
+
+
+def test_it_does_not_outlive_who_started_it_and_never_told_it_to_begin(tmp_path: Path) -> None:
+    """Killed while it starts, `kycflow up` stops nothing any more."""
+    environment = {**os.environ, "KYCFLOW_STATE_DIR": str(tmp_path), "PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", START, str(tmp_path / "never")]
+    parent = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    started = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    psutil.wait_procs([started], timeout=60)
+    assert not started.is_running()
+    parent.communicate()

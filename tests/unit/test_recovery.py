@@ -118,7 +118,7 @@ SESSIONS: dict[str, tuple[Attempt, Run | None, Action]] = {
 
 @pytest.mark.parametrize(("attempt", "its_run", "action"), SESSIONS.values(), ids=SESSIONS)
 def test_a_session_gets_what_it_needs(attempt: Attempt, its_run: Run | None, action: Action) -> None:
-    assert for_session(attempt, its_run, None, stored=False, now=NOW, most_recoveries=MOST) is action
+    assert for_session(attempt, its_run, None, stored=False, deaths=0, now=NOW, most_recoveries=MOST) is action
 
 
 WAITING_FOR_COMPARISON: dict[str, tuple[Run | None, bool, Action]] = {
@@ -144,7 +144,9 @@ WAITING_FOR_COMPARISON: dict[str, tuple[Run | None, bool, Action]] = {
 def test_a_session_that_waits_is_woken_when_its_comparison(
     comparison: Run | None, stored: bool, action: Action
 ) -> None:
-    found = for_session(IN_PROGRESS, AWAITING_COMPARISON, comparison, stored=stored, now=NOW, most_recoveries=MOST)
+    found = for_session(
+        IN_PROGRESS, AWAITING_COMPARISON, comparison, stored=stored, deaths=0, now=NOW, most_recoveries=MOST
+    )
     assert found is action
 
 
@@ -196,7 +198,7 @@ ATTEMPTS = [
 
 
 def judged(attempt: Attempt, its_run: Run | None, stored: bool = False) -> Action:
-    return for_session(attempt, its_run, None, stored=stored, now=NOW, most_recoveries=MOST)
+    return for_session(attempt, its_run, None, stored=stored, deaths=0, now=NOW, most_recoveries=MOST)
 
 
 def test_a_closed_attempt_is_never_started_given_up_or_cancelled() -> None:
@@ -227,3 +229,14 @@ def test_a_comparison_that_took_two_processes_along_is_not_tried_again() -> None
     assert for_comparison(running, stored=True, deaths=2, most_recoveries=MOST) is Action.COMPLETE
     cancelled = lost("CANCELLING")
     assert for_comparison(cancelled, stored=False, deaths=2, most_recoveries=MOST) is Action.CRASH
+
+
+def test_a_session_whose_own_computation_took_two_processes_along_is_given_up() -> None:
+    def judged_after(deaths: int, its_run: Run, *, stored: bool = False) -> Action:
+        return for_session(IN_PROGRESS, its_run, its_run, stored=stored, deaths=deaths, now=NOW, most_recoveries=MOST)
+
+    gone = lost("RUNNING")
+    assert [judged_after(deaths, gone) for deaths in (0, 1, 2)] == [Action.RECOVER, Action.RECOVER, Action.GIVE_UP]
+    assert judged_after(2, gone, stored=True) is Action.RECOVER, "It only has to decide."
+    assert judged_after(2, RUNNING) is Action.NOTHING
+    assert judged_after(2, lost("CANCELLING")) is Action.CANCEL

@@ -39,7 +39,7 @@ COMPARISON = Comparison(
         seconds={"decode": 0.1, "total": 0.6},
     ),
     engine=EngineConfig(weights_sha256={"face.onnx": "d" * 64}),
-    picture_key="comparisons/c/faces.png",
+    picture_key="comparisons/c/faces.jpg",
     computations=1,
     started_at=NOON,
     finished_at=NOON,

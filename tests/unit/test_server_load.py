@@ -57,8 +57,9 @@ def point(workers: int, cost: float, idle: float) -> Point:
 
 
 def test_a_rate_needs_what_its_runs_cost_and_what_the_asking_of_its_workers_costs() -> None:
-    found = need([point(1, 0.01, 0.02), point(2, 0.02, 0.04), point(4, 0.03, 0.08)], rate=10)
-    busy = 10 * RUNS_A_SESSION * (0.02 + 0.02)  # medians
+    rate = 20 / RUNS_A_SESSION
+    found = need([point(1, 0.01, 0.02), point(2, 0.02, 0.04), point(4, 0.03, 0.08)], rate)
+    busy = 20 * (0.02 + 0.02)  # medians
     workers = 2  # 0.8 cores at most 70 % used
     expected = (busy + workers * 0.02) / LOAD
     assert found.cores == {part: pytest.approx(expected) for part in PARTS}

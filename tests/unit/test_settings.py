@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tasks.settings import Settings
+from tasks.settings import Settings, current_settings
 
 
 def test_an_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +52,16 @@ def test_thresholds_stand_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KYCFLOW_API_TOKEN", "s3cret")
     assert "s3cret" not in repr(Settings())
+
+
+def test_the_current_settings_are_read_once_for_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KYCFLOW_LEASE_SECONDS", "11")
+    first = current_settings()
+    assert first == Settings()
+    assert current_settings() is first
+    monkeypatch.setenv("kycflow_lease_seconds", "12")  # their names may be in small letters
+    monkeypatch.delenv("KYCFLOW_LEASE_SECONDS")
+    assert current_settings().lease_seconds == 12
+    monkeypatch.setenv("kycflow_lease_seconds", "none")
+    with pytest.raises(ValidationError):
+        current_settings()

@@ -24,7 +24,7 @@ def test_keys_made_in_the_same_millisecond_differ(monkeypatch: pytest.MonkeyPatc
 
 def test_a_prefix_ends_where_another_attempt_begins() -> None:
     assert not file_prefix("a", 11, FileKind.ID_IMAGE).startswith(file_prefix("a", 1, FileKind.ID_IMAGE))
-    assert valid_key(picture_key("f" * 64)) == f"comparisons/{'f' * 64}/faces.png"
+    assert valid_key(picture_key("f" * 64)) == f"comparisons/{'f' * 64}/faces.jpg"
 
 
 @pytest.mark.parametrize(

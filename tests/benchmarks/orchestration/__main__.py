@@ -43,6 +43,8 @@ IDLE_COMPARISONS = {"kycflow, resident": 40, "kycflow, process": 4, "Celery, Red
 """Sessions of a round whose comparison costs nothing: about 10 to 30 s of each."""
 REAL_COMPARISONS = {"kycflow, resident": 30, "kycflow, process": 4, "Celery, Redis": 24, "Temporal, dev server": 24}
 KILLS = 3
+WIDTH = 132
+"""Of the table, also where the output is a file."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def main(
     share: Annotated[float, typer.Option(help="Of the sessions of a round: less for a quick look.")] = 1.0,
 ) -> None:
     """Measure every contender."""
-    console, settings = Console(highlight=False), Settings()
+    console, settings = Console(highlight=False, width=WIDTH), Settings()
     if shutil.which("redis-server") is None:
         raise typer.BadParameter("redis-server is not on PATH: Celery needs it.")
     sizes = Sizes(rounds, singles, waiting, faulty, share)
