@@ -102,11 +102,16 @@ def up(
 
 
 @app.command()
-def worker(pool: Annotated[str, typer.Option(help="Work pool: sessions or gpu.")]) -> None:
+def worker(
+    pool: Annotated[str, typer.Option(help="Work pool: sessions or gpu.")],
+    with_healthcheck: Annotated[
+        bool, typer.Option("--with-healthcheck", help="Answer GET /health at PREFECT_WORKER_WEBSERVER_PORT.")
+    ] = False,
+) -> None:
     """Run Prefect's worker for a pool until a signal ends it, with a sign of life that the sweep reads."""
     from deployments.worker import work
 
-    work(pool)
+    work(pool, with_healthcheck=with_healthcheck)
 
 
 @app.command()

@@ -46,6 +46,9 @@ def work(
     pool: Annotated[str, typer.Option(help="Work pool: sessions or gpu.")],
     after: Annotated[Path | None, typer.Option(help="Begin when this file is there.")] = None,
     parent: Annotated[int | None, typer.Option(help="Wait for it only as long as this process is the parent.")] = None,
+    with_healthcheck: Annotated[
+        bool, typer.Option("--with-healthcheck", help="Answer GET /health at PREFECT_WORKER_WEBSERVER_PORT.")
+    ] = False,
 ) -> None:
     """Run Prefect's worker for a pool until a signal ends it, with a sign of life that the sweep reads."""
     name = worker_name(pool)
@@ -61,6 +64,9 @@ def work(
     if asyncio.run(_until_there(pool)) == RESIDENT and pool != SESSIONS:
         # Else the first of several workers would take all that the queue allows.
         sys.argv += ["--limit", str(AT_HAND)]
+    if with_healthcheck:
+        sys.argv += ["--with-healthcheck"]
+        _unhealthy_without_a_worker()
     if pool == SESSIONS:
         threading.Thread(target=_sweep, name="first sweep", daemon=True).start()
     with worker_alive(name):
@@ -82,6 +88,14 @@ def _load(pool: str) -> None:
     load_prefect_collections()
     with suppress(KycflowError):
         database_for(settings)
+
+
+def _unhealthy_without_a_worker() -> None:
+    """Prefect's endpoint is well as soon as the command begins, which is seconds before there is a worker (3.8.8)."""
+    from prefect.workers.server import _WorkerStartupHealthcheck as Startup
+
+    of_worker = Startup.__call__
+    Startup.__call__ = lambda self: self.worker is not None and of_worker(self)  # type: ignore[method-assign]
 
 
 async def _until_there(pool: str) -> str:

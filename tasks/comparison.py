@@ -105,7 +105,7 @@ async def request_comparison(
         if not await asyncio.to_thread(note_comparison, database, session_id, attempt, key, run_id, by=by):
             if not await asyncio.to_thread(waiting_for, database, key):
                 await cancel(run_id, "Nobody waits for it")
-            raise closed_meanwhile(session_id, attempt)
+            raise _closed_meanwhile(session_id, attempt)
 
     async def stored() -> bool:
         return await asyncio.to_thread(get_comparison, database, key) is not None
@@ -125,7 +125,7 @@ async def request_comparison(
     )
 
 
-def closed_meanwhile(session_id: str, attempt: int) -> SessionCancelled:
+def _closed_meanwhile(session_id: str, attempt: int) -> SessionCancelled:
     """What to raise when an attempt is not open any more."""
     return SessionCancelled(f"Attempt {attempt} of session {session_id!r} was closed meanwhile.")
 
@@ -165,7 +165,7 @@ def compute_comparison(
         return row
     owner = flow_run.id or "outside a flow run"
     if asking is not None and not note_comparison(database, *asking, key, UUID(owner), by=f"flow run {owner}"):
-        raise closed_meanwhile(*asking)
+        raise _closed_meanwhile(*asking)
 
     # Imported here: session workers import this module and have no engine.
     from tasks.faces.engine import load_engine

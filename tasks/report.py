@@ -13,7 +13,7 @@ from tasks.contracts import Comparison, Decision, DecisionKind
 from tasks.database import database_for
 from tasks.database.comparisons import get_comparison
 from tasks.dispatch import prefect_errors
-from tasks.errors import KycflowError, RetryableError
+from tasks.errors import RetryableError
 from tasks.faces.quality import figures
 from tasks.recovery import UNAVAILABLE
 from tasks.settings import current_settings
@@ -65,9 +65,9 @@ async def publish_decision(decision: Decision) -> None:
                 markdown=markdown(decision, comparison),
                 description=f"{STATE_NAMES[decision.decision]}: {_reason(decision)}",
             )
-    except KycflowError as exc:
+    except Exception:
         ids = {"session_id": decision.session_id, "attempt": decision.attempt}
-        log.warning("no artifact of the decision: %s", exc, extra={"action": "decision.artifact", **ids})
+        log.exception("no artifact of the decision", extra={"action": "decision.artifact", **ids})
 
 
 def markdown(decision: Decision, comparison: Comparison | None) -> str:

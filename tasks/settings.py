@@ -230,12 +230,10 @@ def current_settings() -> Settings:
     Raises:
         pydantic.ValidationError: a variable has a value that is not allowed.
     """
-    return _read(
-        Path.cwd(), frozenset((name, text) for name, text in os.environ.items() if name.upper().startswith(PREFIX))
-    )
+    return _read(frozenset((name, text) for name, text in os.environ.items() if name.upper().startswith(PREFIX)))
 
 
 @lru_cache(maxsize=8)
-def _read(folder: Path, variables: frozenset[tuple[str, str]]) -> Settings:
-    del folder, variables  # what an answer is kept by
+def _read(variables: frozenset[tuple[str, str]]) -> Settings:
+    del variables  # what an answer is kept by
     return Settings()

@@ -78,6 +78,13 @@ def stuck() -> None:
     RELEASE.wait()
 
 
+@flow(name="greedy")
+async def greedy(mib: int, seconds: float) -> None:
+    """Keep memory for ever."""
+    EVENTS.append(("kept", b"." * (mib * 1024 * 1024)))
+    await asyncio.sleep(seconds)
+
+
 @flow(name="hasty", timeout_seconds=1)
 async def hasty() -> None:
     """Take longer than allowed."""

@@ -30,10 +30,10 @@ from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import PrivateAttr
 
+from deployments.collector import leave_loaded_alone
 from deployments.resident.code import FlowCode
 from deployments.resident.engine import Stop, handed_back
 from deployments.resident.runtime import Runtime
-from deployments.server_load import leave_loaded_alone
 from tasks.dispatch import on_worker
 from tasks.errors import ConfigurationError
 from tasks.settings import MIB, Settings

@@ -30,12 +30,12 @@ from tasks.storage import open_storage
 from tasks.storage.keys import picture_key
 from tasks.trigger import CANCELLED
 from tests.acceptance.test_sessions import names, verify
-from tests.system import DECISION_SECONDS, System, eventually
+from tests.system import DECISION_SECONDS, System, eventually, kycflow_up
 
 
 @pytest.fixture
 def system(stock_system: System) -> System:
-    """One with a process for each comparison, which can be halted. For others see test_resident_worker.py."""
+    """One with a process for each comparison, which can be halted."""
     return stock_system
 
 
@@ -187,6 +187,27 @@ def test_cancelling_a_session_ends_its_comparison_at_once_and_resuming_decides_i
         "decided",
     ]
     assert [event for event, _ in events].count("comparison_stored") == 1
+
+
+def test_cancelling_stops_a_comparison_in_a_resident_worker_and_leaves_its_neighbours_alone(
+    weights: list[Path], demo_media: DemoMedia, card: Path, session_id: str, tmp_path: Path
+) -> None:
+    # With so many frames there is time to cancel. From one to the next a face hardly moves.
+    frames = {"KYCFLOW_FRAMES": "100", "KYCFLOW_FRAMES_USED": "100", "KYCFLOW_MIN_MOTION": "0"}
+    with kycflow_up(tmp_path / "system", weights[0].parent, **frames) as system:
+        worker, neighbour = system.worker("gpu"), f"{session_id}-neighbour"
+        begin(system, session_id, card, demo_media.selfie_video)
+        begin(system, neighbour, demo_media.impostor_card, demo_media.selfie_video)
+        _, key, run = computing(system, session_id)
+        cancel_in_the_ui(system, run)
+        cancelled(system, session_id)
+        assert names([system.ended_run(run)]) == ["Cancelled"]
+        assert lease_expiry(system, key) is None
+        with system.client() as client:
+            assert client.wait(neighbour, DECISION_SECONDS)["decision"] == "no_match"
+        assert get_comparison(system.database, key) is None, "It went on, unheard."
+        assert system.worker("gpu") == worker
+        system.database.dispose()
 
 
 def test_a_session_that_was_cancelled_while_it_waited_takes_files_and_starts_when_it_is_resumed(

@@ -10,6 +10,7 @@ import pytest
 
 from deployments.demo_card import draw_card
 from deployments.demo_media import DemoMedia, portraits
+from tasks.database.audit import trail
 from tasks.settings import Settings
 from tests.acceptance.test_duplicates import Pair
 from tests.system import System, eventually
@@ -46,7 +47,7 @@ def test_a_worker_told_to_end_in_the_middle_of_a_comparison_finishes_it(pair: Pa
 
 
 def test_a_worker_that_is_interrupted_in_the_middle_of_a_comparison_hands_it_back(pair: Pair) -> None:
-    """Without stopping the thread that computes, its worker would wait for it."""
+    """Without the handing back, the sweep takes the run for lost, half a minute later."""
     pair.trigger()
     pair.until(True, "computing")
     told = pair.system.worker("gpu")
@@ -55,6 +56,7 @@ def test_a_worker_that_is_interrupted_in_the_middle_of_a_comparison_hands_it_bac
     assert pair.decided() == "match"
     assert pair.ended() == "Match"
     assert pair.starts() <= 2
+    assert not [line for line in trail(pair.system.database, pair.session_id) if line.event == "run_started_again"]
     psutil.wait_procs([told], timeout=30)
     assert not told.is_running() or told.status() == psutil.STATUS_ZOMBIE
     eventually(lambda: True if pair.system.worker("gpu").pid != told.pid else None)

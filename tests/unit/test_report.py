@@ -1,5 +1,6 @@
 """What a run shows in the Prefect UI when it has ended."""
 
+import asyncio
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ from tasks.contracts import (
 )
 from tasks.dispatch import seen
 from tasks.errors import DatabaseUnavailable
-from tasks.report import final_state, markdown, unavailable
+from tasks.report import final_state, markdown, publish_decision, unavailable
 from tests.faces import frame, quality, scored
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -89,6 +90,17 @@ def test_an_expired_session_has_no_comparison_to_show() -> None:
     text = markdown(expired, None)
     assert "ID_IMAGE_MISSING" in text
     assert "Comparison" not in text
+
+
+def test_a_decision_stands_even_if_a_bug_keeps_it_from_being_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def bug(**_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("tasks.report.acreate_markdown_artifact", bug)
+    asyncio.run(publish_decision(DECISION.model_copy(update={"comparison_key": None})))
+    assert "ValueError: a bug" in caplog.text
 
 
 def test_a_run_that_ended_by_a_fault_that_may_pass_is_known_as_such_by_the_sweep() -> None:
