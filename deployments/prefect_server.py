@@ -10,7 +10,7 @@ The UI's form for a new work pool offers the worker types of Prefect's registry.
 Both touch private parts of Prefect's server (read in 3.8.8), here only; tests fail when these change.
 
 On any database, Python's garbage collector goes through all that the server has loaded again and again. Here it leaves
-that alone (`collector.py`).
+that alone (`server_load.py`).
 """
 
 from contextlib import AbstractAsyncContextManager
@@ -23,7 +23,7 @@ from prefect.server.api import collections
 from prefect.server.api.server import create_app
 from prefect.server.database.configurations import AioSqliteConfiguration
 
-from deployments.collector import leave_loaded_alone
+from deployments.server_load import leave_loaded_alone
 
 WORKER_TYPES = "aggregate-worker-metadata"
 

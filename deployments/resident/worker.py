@@ -30,7 +30,6 @@ from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import PrivateAttr
 
-from deployments.collector import leave_loaded_alone
 from deployments.resident.code import FlowCode
 from deployments.resident.engine import Stop, handed_back
 from deployments.resident.runtime import Runtime
@@ -272,7 +271,6 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
             warm_up = getattr(self._code.module(flow), "warm_up", None)
             if warm_up is not None:
                 await asyncio.to_thread(warm_up)
-        leave_loaded_alone()
         self._warm = True
         self._logger.info("Worker is warm after %.1f s.", time.monotonic() - begin)
 

@@ -1,11 +1,13 @@
 """What Prefect's server is given to bear load, and what is derived from what a flow run costs."""
 
+import gc
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 from prefect.settings import Settings as PrefectSettings
 
-from deployments.server_load import LOAD_VARIABLES
+from deployments.server_load import LOAD_VARIABLES, YOUNG_OBJECTS, leave_loaded_alone
 from deployments.stack import Addresses, environment
 from tasks.settings import Settings
 from tests.benchmarks.scale import LOAD, PARTS, RUNS_A_SESSION, SETTLE_SECONDS, Point, need
@@ -26,6 +28,25 @@ def test_the_embedded_server_is_told_and_prefect_has_these_settings(monkeypatch:
 def test_what_the_operator_has_set_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "7")
     assert environment(Settings(), ADDRESSES)[name] == "7"
+
+
+@pytest.fixture
+def _collector() -> Iterator[None]:
+    before = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*before)
+
+
+@pytest.mark.usefixtures("_collector")
+def test_what_is_loaded_is_left_alone_and_garbage_is_still_found() -> None:
+    leave_loaded_alone()
+    assert gc.get_freeze_count() > 0
+    assert gc.get_threshold()[0] == YOUNG_OBJECTS
+    cycle: list[object] = []
+    cycle.append(cycle)
+    del cycle
+    assert gc.collect() >= 1
 
 
 def point(workers: int, cost: float, idle: float) -> Point:
