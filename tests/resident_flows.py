@@ -7,6 +7,8 @@ import time
 from typing import Any
 
 from prefect import flow, get_run_logger, task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run as current
 
@@ -31,6 +33,19 @@ def note_cancellation(flow: object, flow_run: FlowRun, state: State[Any]) -> Non
 async def nothing(number: int = 0) -> int:
     """Do nothing."""
     return number
+
+
+@task(cache_policy=NO_CACHE)
+async def step() -> None:
+    """Do nothing."""
+
+
+@flow(name="like-a-session")
+async def like_a_session(number: int = 0) -> None:
+    """Cost Prefect what a session costs it: six task runs and an artifact."""
+    for _ in range(6):
+        await step()
+    await acreate_markdown_artifact(key=f"session-{number}", markdown="# Decision")
 
 
 @flow(name="nothing-in-thread")

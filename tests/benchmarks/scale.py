@@ -1,8 +1,8 @@
 """`make bench-scale`: flow runs a second with several processes of Prefect's API and several resident workers.
 
 On PostgreSQL, with Redis between the processes. From the processor time that a flow run costs each part it derives how
-many cores a rate of sessions needs. The flow does nothing: what kycflow's own flows do comes on top, as
-`make bench-orchestration` and `make bench-faces` measure it.
+many cores a rate of sessions needs. The flow has the task runs and the artifact of a session, and does nothing: what
+files, SQL and comparisons cost comes on top, as `make bench-orchestration` and `make bench-faces` measure it.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from rich.table import Table
 
 from deployments.provision import RESIDENT
 from tasks.settings import Settings
+from tests import resident_flows
 from tests.benchmarks.servers import API, POSTGRESQL, REDIS, SERVICES, Servers, cpu, redis, servers_of
 from tests.benchmarks.workers import all_ended, create, deployed, seconds_taken, worker_of
 from tests.chaos.postgresql import postgresql, serve_everything
@@ -42,8 +43,6 @@ ONE_CORE = (API, SERVICES, WORKERS)
 """Python processes with one event loop: each of them uses a core at most."""
 RATES = (10, 100, 1000)
 """Sessions a second."""
-RUNS_A_SESSION = 1
-"""Two where comparisons have a flow run of their own."""
 LOAD = 0.7
 """What part of a core is planned to be used: the rest is for peaks."""
 QUERY_SECONDS = 0.5
@@ -115,7 +114,7 @@ def main(
     console.print(f"{os.cpu_count()} cores for everything; {runs} flow runs each\n")
     console.print(_needed(needs))
     console.print(
-        f"at {LOAD:.0%} load; {RUNS_A_SESSION} flow runs a session, a poll every {QUERY_SECONDS} s and worker; "
+        f"at {LOAD:.0%} load; a flow run for each session, a poll every {QUERY_SECONDS} s and worker; "
         "in brackets the least number of processes"
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,8 +135,7 @@ def need(points: Iterable[Point], rate: float) -> Need:
     Proportional to the rate: that nothing else becomes a bottleneck first, such as PostgreSQL's disk, is not measured.
     """
     points = list(points)
-    runs = rate * RUNS_A_SESSION
-    busy = {part: runs * _median(_of_a_run(point, part) for point in points) for part in PARTS}
+    busy = {part: rate * _median(_of_a_run(point, part) for point in points) for part in PARTS}
     workers = max(1, math.ceil(busy[WORKERS] / LOAD))
     asking = {part: workers * _median(point.idle[part] / point.workers for point in points) for part in PARTS}
     cores = {part: (busy[part] + asking[part]) / LOAD for part in PARTS}
@@ -166,7 +164,7 @@ def _started(servers: Servers) -> None:
 
 async def _measure(name: str, processes: int, workers: int, count: int, servers: Servers, folder: Path) -> Point:
     async with get_client() as client:
-        deployment = await deployed(client, name, RESIDENT)
+        deployment = await deployed(client, name, RESIDENT, resident_flows.like_a_session)
         # Nothing is taken before every worker is warm, and all runs are there.
         await client.update_work_pool(name, WorkPoolUpdate(is_paused=True))
         with _workers(name, workers, servers.address, folder) as working:

@@ -14,12 +14,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import psutil
 import pytest
 import typer
+from prefect import Flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -138,12 +139,12 @@ async def _measure(kind: str, count: int, servers: Servers, folder: Path) -> Mea
     return Measured(runs=count, runs_per_second=rate, threads=threads, sockets=sockets, **measured)
 
 
-async def deployed(client: PrefectClient, pool: str, kind: str) -> UUID:
-    """A new pool of a type, with a deployment of the flow that does nothing."""
+async def deployed(client: PrefectClient, pool: str, kind: str, flow: Flow[..., Any] = resident_flows.nothing) -> UUID:
+    """A new pool of a type, with a deployment of one of the tests' flows."""
     template = {"base_job_template": process_template()} if kind == PROCESS else {}
     await client.create_work_pool(WorkPoolCreate(name=pool, type=kind, **template))
-    flow_id = await client.create_flow(resident_flows.nothing)
-    entrypoint = "tests.resident_flows.nothing"
+    flow_id = await client.create_flow(flow)
+    entrypoint = f"tests.resident_flows.{flow.fn.__name__}"
     return await client.create_deployment(flow_id, name=pool, work_pool_name=pool, entrypoint=entrypoint)
 
 

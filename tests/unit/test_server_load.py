@@ -10,7 +10,7 @@ from prefect.settings import Settings as PrefectSettings
 from deployments.server_load import LOAD_VARIABLES, YOUNG_OBJECTS, leave_loaded_alone
 from deployments.stack import Addresses, environment
 from tasks.settings import Settings
-from tests.benchmarks.scale import LOAD, PARTS, RUNS_A_SESSION, SETTLE_SECONDS, Point, need
+from tests.benchmarks.scale import LOAD, PARTS, SETTLE_SECONDS, Point, need
 
 ADDRESSES = Addresses(prefect_ui="http://127.0.0.1:1", upload_api="http://127.0.0.1:2")
 
@@ -57,8 +57,7 @@ def point(workers: int, cost: float, idle: float) -> Point:
 
 
 def test_a_rate_needs_what_its_runs_cost_and_what_the_asking_of_its_workers_costs() -> None:
-    rate = 20 / RUNS_A_SESSION
-    found = need([point(1, 0.01, 0.02), point(2, 0.02, 0.04), point(4, 0.03, 0.08)], rate)
+    found = need([point(1, 0.01, 0.02), point(2, 0.02, 0.04), point(4, 0.03, 0.08)], rate=20)
     busy = 20 * (0.02 + 0.02)  # medians
     workers = 2  # 0.8 cores at most 70 % used
     expected = (busy + workers * 0.02) / LOAD
