@@ -22,6 +22,8 @@ from tests.chaos.verdict import judge, table, wait_for_decisions
 from tests.chaos.world import world
 
 MOMENT_SECONDS = 120
+KILL_SECONDS = 25
+"""So that there are sessions until the last kill, which rests after the one before and waits for its moment."""
 
 
 def main(
@@ -29,7 +31,7 @@ def main(
     kills: Annotated[int, typer.Option(help="How many workers are killed.")] = 16,
     server_kills: Annotated[int, typer.Option(help="How often Prefect's server is killed.")] = 2,
     seed: Annotated[int | None, typer.Option(help="Draws the same sessions and faults again.")] = None,
-    spread_seconds: Annotated[float, typer.Option(help="Sessions begin within that time.")] = 240,
+    spread_seconds: Annotated[float | None, typer.Option(help="Sessions begin within that time: 25 s a kill.")] = None,
     decide_seconds: Annotated[float, typer.Option(help="Time for the last decisions, after the last fault.")] = 1200,
     embedded: Annotated[bool, typer.Option("--sqlite", help="SQLite for both databases.")] = False,
     worker_type: Annotated[str, typer.Option(help="Type of both work pools: resident or process.")] = "resident",
@@ -38,7 +40,7 @@ def main(
     console = Console(highlight=False)
     seed = secrets.randbelow(10**6) if seed is None else seed
     own = Settings()
-    plan = draw(seed, sessions, kills, spread_seconds)
+    plan = draw(seed, sessions, kills, KILL_SECONDS * kills if spread_seconds is None else spread_seconds)
     folder = own.state_dir.absolute() / "chaos" / f"{time.strftime('%Y%m%d-%H%M%S')}-{seed}"
     folder.mkdir(parents=True)
     console.print(f"seed {seed}: {sessions} sessions, {kills} kills of workers; logs in {folder}/state/logs")
