@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test chaos bench-faces bench-quality bench-orchestration bench-scale bench-waiting bench-workers lint lock clean
+.PHONY: help setup demo up test test-prefect chaos bench-faces bench-quality bench-orchestration bench-scale bench-waiting bench-workers lint lock clean
 
 help:  ## what can be run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,17 @@ up: $(READY)  ## start everything and leave it running until Ctrl-C
 test: $(READY)  ## all tests, on real servers
 	$(BIN)/kycflow models pull --samples
 	$(BIN)/python -m pytest
+
+OTHER := $(STATE)/venv-prefect-$(PREFECT)
+test-prefect:  ## tests on another release of Prefect: PREFECT=3.9.1 (ARGS=tests/unit for some of them)
+	@: $(if $(PREFECT),,$(error say which release: make test-prefect PREFECT=3.9.1))
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check prefect==$(PREFECT)
+	$(OTHER)/bin/kycflow models pull --samples
+	$(OTHER)/bin/python -m pytest -x tests/contract
+	$(OTHER)/bin/python -m pytest $(ARGS)
 
 chaos: $(READY)  ## 60 sessions while workers and servers are killed; 1 if anything is lost or doubled (ARGS=--seed=7)
 	$(BIN)/kycflow models pull --samples

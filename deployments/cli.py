@@ -1,6 +1,10 @@
-"""The command `kycflow`."""
+"""The command `kycflow`.
+
+Only what is needed to read the arguments is imported here; each command imports what it does its work with.
+"""
 
 import contextlib
+import functools
 import json
 import signal
 import sys
@@ -8,20 +12,20 @@ import time
 import uuid
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from deployments.compare_command import compare
 from deployments.evaluate_command import evaluate
 from deployments.session_commands import api_url, audit, delete, resume, show_session, status, sweep
 from tasks.errors import KycflowError, Refused
-from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from tasks.settings import Settings
 
 app = typer.Typer(
     help="Checks that the person in a selfie video is the person on an ID card.",
@@ -46,18 +50,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 def main() -> None:
     """Run the command. Exit code 2 for every error; those made on purpose are one clear line."""
+    # A shell starts what it runs in the background with SIGINT ignored, and Python leaves that as it is.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # by nohup
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     try:
         app()
     except Refused as exc:
         _fail(f"{exc.code}: {exc}")
     except KycflowError as exc:
         _fail(str(exc))
-    except ValidationError as exc:
-        _fail(
-            "\n".join(f"KYCFLOW_{str(e['loc'][0]).upper()}: {e['msg']}" for e in exc.errors() if e["loc"]) or str(exc)
-        )
-    except Exception:
+    except Exception as exc:
+        from pydantic import ValidationError
+
+        if isinstance(exc, ValidationError):
+            wrong = [f"KYCFLOW_{str(e['loc'][0]).upper()}: {e['msg']}" for e in exc.errors() if e["loc"]]
+            _fail("\n".join(wrong) or str(exc))
         err.print_exception()
         sys.exit(2)
 
@@ -65,6 +74,12 @@ def main() -> None:
 def _fail(message: str) -> NoReturn:
     err.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(2)
+
+
+def _settings() -> "Settings":
+    from tasks.settings import Settings
+
+    return Settings()
 
 
 def _print_json(value: Any) -> None:
@@ -79,31 +94,61 @@ def up(
     ] = False,
 ) -> None:
     """Start the whole system on this machine; Ctrl-C stops all of it."""
+    from deployments.prefect_access import secret_file
     from deployments.stack import Stack, running
 
-    settings = Settings()
+    settings = _settings()
     if prepare:
         if running(settings) is None:
             with err.status("Creating Prefect's database"), Stack(settings, server_only=True):
                 pass
         return
+    say = functools.partial(err.print, highlight=False, soft_wrap=True)
     starting = err.status("Starting Prefect, workers and the upload service")
     starting.start()
-    with contextlib.suppress(KeyboardInterrupt), Stack(settings) as stack:
+    with contextlib.suppress(KeyboardInterrupt), Stack(settings, say=say) as stack:
         starting.stop()
-        out.print(f"Prefect UI   {stack.addresses.prefect_ui}")
-        out.print(f"Upload API   {stack.addresses.upload_api}   (documentation: {stack.addresses.upload_api}/docs)")
+        asks = f"(asks once for a secret: cat {secret_file(settings)})"
+        out.print(f"Prefect UI   {stack.addresses.prefect_ui}   {asks}", soft_wrap=True)
+        uploads = stack.addresses.upload_api
+        out.print(f"Upload API   {uploads}   (documentation: {uploads}/docs)", soft_wrap=True)
         out.print(f"Logs         {settings.state_dir / 'logs'}", soft_wrap=True)
         out.print("Ready. Ctrl-C stops everything.")
         while True:
             for name in stack.check():
-                err.print(f"{name} ended by itself and was started again: see its log.")
+                say(f"{name} ended by itself and was started again: see {settings.state_dir / 'logs' / name}.log")
             time.sleep(0.5)
 
 
 @app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Left out: KYCFLOW_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Left out: KYCFLOW_API_PORT.")] = None,
+) -> None:
+    """Run the upload service until a signal ends it. It logs one JSON object a line."""
+    from deployments.upload_service import server
+
+    server.serve(host, port)
+
+
+@app.command("server")
+def prefect_server(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Left out: KYCFLOW_PREFECT_PORT.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="More than one: without services.")] = 1,
+    no_services: Annotated[
+        bool, typer.Option("--no-services", help="`prefect server services start` has them.")
+    ] = False,
+) -> None:
+    """Run Prefect's server, mended where kycflow needs it, until a signal ends it."""
+    from deployments import prefect_server as server
+
+    server.serve(host, port, processes, no_services)
+
+
+@app.command()
 def worker(
-    pool: Annotated[str, typer.Option(help="Work pool: sessions or gpu.")],
+    pool: Annotated[str, typer.Option(help="Work pool: gpu or upkeep.")],
     with_healthcheck: Annotated[
         bool, typer.Option("--with-healthcheck", help="Answer GET /health at PREFECT_WORKER_WEBSERVER_PORT.")
     ] = False,
@@ -119,7 +164,7 @@ def demo(as_json: AsJson = False) -> None:
     """Verify six sessions through the upload API, as a client would; exit code 1 if a decision is not as expected."""
     from deployments.demo import run_demo
 
-    raise typer.Exit(run_demo(Settings(), out, err, as_json=as_json))
+    raise typer.Exit(run_demo(_settings(), out, err, as_json=as_json))
 
 
 @app.command()
@@ -135,9 +180,11 @@ def submit(
     Exit code 0 for match, 1 for any other decision, 2 for an error, 3 if there is no decision in time, or the session
     was cancelled or given up.
     """
+    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+
     from deployments.client import UploadClient
 
-    settings = Settings()
+    settings = _settings()
     session_id = session_id or uuid.uuid4().hex
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with UploadClient(api_url(settings), settings) as client, Progress(*columns, console=err, transient=True) as bars:
@@ -161,11 +208,14 @@ def deploy() -> None:
     import asyncio
 
     from deployments import provision
+    from deployments.bring_over import bring_over
 
     with err.status("Deploying"):
-        settings = Settings()
-        asyncio.run(provision.create_pools(settings.worker_type))
-        provision.deploy(settings)
+        asyncio.run(provision.create_pools(_settings().worker_type))
+        provision.deploy()
+        lines = asyncio.run(bring_over())
+    for line in lines:
+        out.print(line, soft_wrap=True)
     out.print("Work pools and deployments are in place.")
 
 
@@ -174,15 +224,17 @@ def doctor(as_json: AsJson = False) -> None:
     """Say what is missing and how to mend it; exit code 1 if anything needed is."""
     from deployments.doctor import examine
 
-    findings = examine(Settings())
+    findings = examine(_settings())
     if as_json:
         _print_json([finding.model_dump() for finding in findings])
     else:
-        table = Table("", "What", "Finding", "How to mend it", box=None, pad_edge=False)
         marks = {"ok": "[green]ok[/]", "warning": "[yellow]--[/]", "missing": "[red]no[/]"}
+        wide = max(len(finding.what) for finding in findings)
         for finding in findings:
-            table.add_row(marks[finding.state], finding.what, escape(finding.finding), escape(finding.remedy))
-        out.print(table)
+            # Not folded: what is to be typed can be copied whole from a terminal of any width.
+            out.print(f"{marks[finding.state]}  {finding.what:{wide}}  {escape(finding.finding)}", soft_wrap=True)
+            if finding.remedy:
+                out.print(f"    {escape(finding.remedy)}", soft_wrap=True, highlight=False)
     raise typer.Exit(1 if any(finding.state == "missing" for finding in findings) else 0)
 
 
@@ -191,7 +243,7 @@ def models_list(as_json: AsJson = False) -> None:
     """List the models known, and which are in use."""
     from tasks.faces.models import listing
 
-    rows = listing(Settings())
+    rows = listing(_settings())
     if as_json:
         _print_json([row._asdict() for row in rows])
         return
@@ -223,7 +275,7 @@ def models_pull(
     from deployments.demo_media import samples as sample_media
     from tasks.faces.models import pull
 
-    settings = Settings()
+    settings = _settings()
     with err.status("Fetching weights"):
         paths = pull(settings)
         if samples:
@@ -238,7 +290,7 @@ def models_verify(as_json: AsJson = False) -> None:
     """Check the SHA-256 of the weights in use; exit code 1 if one is missing or wrong."""
     from tasks.faces.models import verify
 
-    states = verify(Settings())
+    states = verify(_settings())
     if as_json:
         _print_json([{"file": file.name, "state": state} for file, state in states])
     else:
@@ -252,7 +304,7 @@ def db_upgrade() -> None:
     """Bring the database to the schema that this version needs. Safe to repeat, and at several places at once."""
     from tasks.database.schema import upgrade
 
-    upgrade(Settings().database)
+    upgrade(_settings().database)
     out.print("The database has the schema that this version needs.")
 
 

@@ -2,19 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.contracts import DecisionKind, FaceComparison, Thresholds, Verdict
 from tasks.errors import ConfigurationError
-from tasks.faces.quality import figures
-from tasks.settings import Settings
 
-_COLOURS = {DecisionKind.MATCH: "green", DecisionKind.REVIEW: "yellow"}
+if TYPE_CHECKING:
+    from tasks.contracts import FaceComparison, Thresholds, Verdict
+
+_COLOURS = {"match": "green", "review": "yellow"}
 
 
 def compare(
@@ -29,10 +29,12 @@ def compare(
 
     Exit code 0 for match, 1 for any other answer, 2 for an error, 3 when no thresholds are set for the models.
     """
+    from tasks.contracts import DecisionKind
     from tasks.faces.engine import load_engine
     from tasks.faces.models import engine_config, measured
     from tasks.faces.picture import report as draw
     from tasks.judgement import bounds_for, judge, thresholds_for
+    from tasks.settings import Settings
 
     settings = Settings()
     with Console(stderr=True).status("Comparing"):
@@ -62,7 +64,9 @@ def compare(
     raise typer.Exit(0 if verdict.decision is DecisionKind.MATCH else 1)
 
 
-def _show(found: FaceComparison, thresholds: Thresholds | None, verdict: Verdict | None) -> None:
+def _show(found: "FaceComparison", thresholds: "Thresholds | None", verdict: "Verdict | None") -> None:
+    from tasks.faces.quality import figures
+
     out = Console()
     summary = Table.grid(padding=(0, 2))
     if verdict is not None:

@@ -13,12 +13,13 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterStartTime
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import temporary_settings
 from pydantic import BaseModel
 from sqlalchemy import func, select, text
 
-from deployments.provision import POOLS, QUEUE, SESSIONS, UPKEEP_QUEUE
-from deployments.server_configuration import LOST_RUNS, as_wanted
+from deployments.exposure import exposures
+from deployments.prefect_access import client_settings
+from deployments.provision import POOLS, QUEUE, RESIDENT, UPKEEP, other_type
 from deployments.server_retention import (
     EVENT_RETENTION,
     RUN_RETENTION,
@@ -31,14 +32,14 @@ from tasks.contracts import Status
 from tasks.database import database_for
 from tasks.database.engine import database_name, reading
 from tasks.database.tables import AttemptRow
-from tasks.dispatch import COMPARE_FACES, FAULTS, VERIFY_SESSION, prefect_api
+from tasks.dispatch import FAULTS, SWEEP_SESSIONS, VERIFY_SESSION, prefect_api
 from tasks.errors import KycflowError
 from tasks.faces.models import ANTI_SPOOFING, anti_spoofing_runs, engine_config, verify
 from tasks.judgement import thresholds_for
 from tasks.settings import Settings
 from tasks.storage import open_storage
+from tasks.sweep.place import at_work
 
-SWEEP_SESSIONS = "sweep-sessions/sweep-sessions"
 RECENT = timedelta(minutes=2)
 EXAMPLES = 3
 
@@ -70,8 +71,7 @@ def examine(settings: Settings) -> list[Finding]:
     It only looks, but for two things: an embedded database brings itself up to date, and storage gets a small object.
     """
     found = running(settings)
-    prefect = {} if found is None else {PREFECT_API_URL: found.prefect_api}
-    with temporary_settings(prefect):
+    with temporary_settings(client_settings(settings, found)):
         return _examine(settings, found)
 
 
@@ -167,13 +167,13 @@ async def examine_prefect(settings: Settings) -> list[Finding]:
     try:
         async with prefect_api() as client:
             findings.append(_ok("Prefect", str(client.api_url)))
-            for name in (VERIFY_SESSION, COMPARE_FACES, SWEEP_SESSIONS):
+            findings += await _access(str(client.api_url))
+            for name in (VERIFY_SESSION, SWEEP_SESSIONS):
                 findings.append(await _deployment(client, name))
             for pool, *_ in POOLS:
-                findings.append(await _workers(client, pool))
+                findings += await _workers(client, pool, settings.worker_type)
             findings.append(await _upkeep_places(client))
-            findings.append(await _sweeps(client))
-            findings.append(await _lost_runs(client))
+            findings.append(await _sweeps(client, settings))
             findings += await _retention(client, settings.media_retention_days)
     except KycflowError as exc:
         findings.append(
@@ -190,48 +190,63 @@ async def _deployment(client: PrefectClient, name: str) -> Finding:
     return _ok("Deployment", name)
 
 
-async def _workers(client: PrefectClient, pool: str) -> Finding:
-    start = f"Start one: kycflow worker --pool {pool}"
+async def _access(api_url: str) -> list[Finding]:
+    """Whether strangers can use the server."""
+    what = "Access"
+    found = await exposures(api_url)
+    return [_warning(what, *one) for one in found] or [_ok(what, "with a login, for no other origin")]
+
+
+async def _workers(client: PrefectClient, pool: str, worker_type: str) -> list[Finding]:
+    what = "Work pool"
     try:
-        await client.read_work_pool(pool)
+        found = (await client.read_work_pool(pool)).type
     except ObjectNotFound:
-        return _missing("Work pool", pool, "Run `kycflow deploy`.")
+        return [_missing(what, pool, "Run `kycflow deploy`.")]
+    if found != worker_type:
+        return [_missing(what, f"{pool}: its workers refuse it", other_type(pool, found, worker_type))]
     workers = await client.read_workers_for_work_pool(pool)
     recent = datetime.now(UTC) - RECENT
     alive = [worker for worker in workers if worker.last_heartbeat_time and worker.last_heartbeat_time > recent]
-    if not alive:
-        return _missing("Work pool", f"{pool}: no worker in two minutes", start)
-    return _ok("Work pool", f"{pool}: {len(alive)} worker{'s' if len(alive) > 1 else ''}")
+    if alive:
+        findings = [_ok(what, f"{pool}: {len(alive)} worker{'s' if len(alive) > 1 else ''}")]
+    else:
+        findings = [_missing(what, f"{pool}: no worker in two minutes", f"Start one: kycflow worker --pool {pool}")]
+    if found != RESIDENT:
+        findings.append(
+            _warning(
+                what,
+                f"{pool}: with type {found}, Prefect's server says what its workers run",
+                "Let nobody else write to that server. Workers of type resident run kycflow's flows only.",
+            )
+        )
+    return findings
 
 
 async def _upkeep_places(client: PrefectClient) -> Finding:
     """Whether the sweep finds a place however many runs were lost: those hold theirs until it has mended them."""
     what = "Work queue"
     try:
-        pool = await client.read_work_pool(SESSIONS)
-        queue = await client.read_work_queue_by_name(UPKEEP_QUEUE, work_pool_name=SESSIONS)
+        pool = await client.read_work_pool(UPKEEP)
+        queue = await client.read_work_queue_by_name(QUEUE, work_pool_name=UPKEEP)
     except ObjectNotFound:
-        return _missing(what, UPKEEP_QUEUE, "Run `kycflow deploy`.")
-    if pool.concurrency_limit is not None:
-        limit = pool.concurrency_limit
-        return _warning(
-            what,
-            f"the pool {SESSIONS} has a limit ({limit}): as many lost runs keep the sweep from running",
-            f"Limit its queue instead: prefect work-queue set-concurrency-limit {QUEUE} {limit} --pool {SESSIONS}, "
-            f"then prefect work-pool clear-concurrency-limit {SESSIONS}",
-        )
-    if queue.concurrency_limit is not None:
-        return _warning(
-            what,
-            f"{UPKEEP_QUEUE} has a limit ({queue.concurrency_limit}): as many lost sweeps keep the next from running",
-            f"Remove it: prefect work-queue clear-concurrency-limit {UPKEEP_QUEUE} --pool {SESSIONS}",
-        )
-    return _ok(what, f"{UPKEEP_QUEUE}, without a limit")
+        return _missing(what, f"{UPKEEP}/{QUEUE}", "Run `kycflow deploy`.")
+    for limit, whose, remedy in (
+        (pool.concurrency_limit, f"the pool {UPKEEP}", f"work-pool clear-concurrency-limit {UPKEEP}"),
+        (queue.concurrency_limit, "its queue", f"work-queue clear-concurrency-limit {QUEUE} --pool {UPKEEP}"),
+    ):
+        if limit is not None:
+            finding = f"{whose} has a limit ({limit}): as many lost sweeps keep the next from running"
+            return _warning(what, finding, f"Remove it: prefect {remedy}")
+    return _ok(what, f"{UPKEEP}/{QUEUE}, without a limit")
 
 
-async def _sweeps(client: PrefectClient) -> Finding:
-    """Whether lost runs are being looked for. A deployment made just now is given time for its first run."""
+async def _sweeps(client: PrefectClient, settings: Settings) -> Finding:
+    """Whether lost runs are being looked for: by the lease of the sweep that is at work."""
     what = "Sweep"
+    held = await asyncio.to_thread(lambda: at_work(database_for(settings)))
+    if held is not None and not held.expired:
+        return _ok(what, f"at work in flow run {held.owner}")
     try:
         deployment = await client.read_deployment_by_name(SWEEP_SESSIONS)
     except ObjectNotFound:
@@ -241,36 +256,18 @@ async def _sweeps(client: PrefectClient) -> Finding:
         start_time=FlowRunFilterStartTime(is_null_=False),
     )
     runs = await client.read_flow_runs(flow_run_filter=began, sort=FlowRunSort.START_TIME_DESC, limit=1)
-    last = runs[0] if runs else None
-    since = last.start_time if last else deployment.created
-    if since is None or since < datetime.now(UTC) - RECENT:
-        when = f"the last one began {since:%Y-%m-%d %H:%M:%S} UTC" if last else "none has ever begun"
-        return _warning(
-            what,
-            f"none in two minutes: {when}",
-            "Lost runs stay lost. See that the schedule of sweep-sessions is active and a worker of the pool "
-            f"runs: kycflow worker --pool {SESSIONS}",
-        )
-    if last is not None and last.state is not None and last.state.type in FAULTS:
-        return _warning(what, f"the last one ended {last.state.name}", f"See the log of flow run {last.id} in the UI.")
-    return _ok(what, f"{since:%H:%M:%S} UTC" if last else "the first one is due")
-
-
-async def _lost_runs(client: PrefectClient) -> Finding:
-    """The second net below the sweep."""
-    what = "Automation"
-    found = await client.read_automations_by_name(LOST_RUNS)
-    if not found:
-        return _warning(what, f"{LOST_RUNS}: not there", "Run `kycflow deploy`.")
-    if len(found) > 1 or not as_wanted(found[0]):
-        return _warning(what, f"{LOST_RUNS}: not as it should be", "Run `kycflow deploy`.")
-    if not found[0].enabled:
-        return _warning(what, f"{LOST_RUNS}: off", "Switch it on in the UI, page Automations.")
-    return _ok(what, LOST_RUNS)
+    if runs and runs[0].state is not None and runs[0].state.type in FAULTS:
+        finding = f"none at work: the last one ended {runs[0].state.name}"
+        return _warning(what, finding, f"See the log of flow run {runs[0].id} in the UI.")
+    return _warning(
+        what,
+        "none at work",
+        f"Lost runs stay lost. See that a worker of its pool runs, which starts one: kycflow worker --pool {UPKEEP}",
+    )
 
 
 async def _retention(client: PrefectClient, days: int) -> list[Finding]:
-    """Whether what Prefect says about sessions goes when their media do: it tells how alike two faces were."""
+    """Whether what Prefect says about sessions goes when their media do: it tells who was decided on, and how."""
     what = "Retention"
     kept = await read_retention(client)
     if kept is None:
@@ -278,7 +275,7 @@ async def _retention(client: PrefectClient, days: int) -> list[Finding]:
             _warning(
                 what,
                 "this Prefect server does not say how long it keeps runs",
-                f"See that it deletes them within {days} days: they tell how alike two faces were.",
+                f"See that it deletes them within {days} days: they tell how sessions were decided.",
             )
         ]
     variables = retention_variables(days)

@@ -3,18 +3,18 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tasks.evaluation.report import pipelines, remarks, rows
-from tasks.evaluation.results import Evaluation
-from tasks.evaluation.run import REPORT_FILES, evaluate_files
-from tasks.settings import Settings
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from tasks.evaluation.results import Evaluation
+    from tasks.settings import Settings
 
 
 def evaluate(
@@ -38,6 +38,8 @@ def evaluate(
 
     Stopped and started again, it goes on where it was: each picture is embedded once.
     """
+    from tasks.settings import Settings
+
     settings = Settings()
     folder = out or settings.state_dir.absolute() / "evaluations" / pairs_csv.stem
     err = Console(stderr=True)
@@ -54,8 +56,12 @@ def evaluate(
 
 
 def _run(
-    err: Console, pairs_csv: Path, images: Path, folder: Path, settings: Settings, fmr: float, baseline: bool
-) -> Evaluation:
+    err: Console, pairs_csv: Path, images: Path, folder: Path, settings: "Settings", fmr: float, baseline: bool
+) -> "Evaluation":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tasks.evaluation.run import evaluate_files
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bars:
         started: dict[str, TaskID] = {}
@@ -68,7 +74,10 @@ def _run(
         return evaluate_files(pairs_csv, images, folder, settings, fmr=fmr, baseline=baseline, progress=progress)
 
 
-def _show(out: Console, evaluation: Evaluation, folder: Path) -> None:
+def _show(out: Console, evaluation: "Evaluation", folder: Path) -> None:
+    from tasks.evaluation.report import pipelines, remarks, rows
+    from tasks.evaluation.run import REPORT_FILES
+
     engine = evaluation.engine
     out.print(
         f"{evaluation.pairs} pairs of {evaluation.pictures} pictures, {engine.recogniser} with {engine.detector} on "

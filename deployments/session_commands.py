@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,11 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.settings import Settings
-
 if TYPE_CHECKING:
     from deployments.client import UploadClient
-    from tasks.sweep import Finding
+    from tasks.settings import Settings
+    from tasks.sweep.findings import Finding
 
 SessionIdArgument = Annotated[str, typer.Argument(metavar="SESSION_ID", help="The session's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -73,13 +73,15 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Find sessions and flow runs that should be at work and are not, and mend them, once and now."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import temporary_settings
 
+    from deployments.prefect_access import client_settings
     from deployments.stack import running
+    from tasks.settings import Settings
     from tasks.sweep import sweep_once
 
-    found = running(Settings())
-    with temporary_settings({} if found is None else {PREFECT_API_URL: found.prefect_api}):
+    settings = Settings()
+    with temporary_settings(client_settings(settings, running(settings))):
         findings = asyncio.run(sweep_once(dry_run=dry_run))
     if as_json:
         _print_json([_as_plain(finding) for finding in findings])
@@ -92,14 +94,30 @@ def sweep(
         Console().print("Nothing to mend.")
 
 
-def api_url(settings: Settings) -> str:
-    """Where the upload API is: as set, else that of the system that runs here, else where it would run."""
+def api_url(settings: "Settings") -> str:
+    """Where the upload API is: as set, else that of the system that runs here, else where `kycflow serve` would be.
+
+    Raises:
+        ConfigurationError: the system of another state folder answers there.
+    """
+    import httpx
+
+    from deployments.listening import STACK_HEADER
     from deployments.stack import running
+    from tasks.errors import ConfigurationError
 
     if settings.api_url is not None:
         return str(settings.api_url)
-    found = running(settings)
-    return found.upload_api if found else f"http://{settings.host}:{settings.api_port}"
+    if (found := running(settings)) is not None:
+        return found.upload_api
+    url = f"http://{settings.host}:{settings.api_port}"
+    with suppress(httpx.HTTPError):
+        if STACK_HEADER in httpx.get(f"{url}/health", timeout=5).headers:
+            raise ConfigurationError(
+                f"No system runs from {settings.state_dir}; the one at {url} runs from another folder. Set "
+                "KYCFLOW_STATE_DIR to that folder, or KYCFLOW_API_URL to the API that you mean."
+            )
+    return url
 
 
 def show_session(session: dict[str, Any], as_json: bool) -> None:
@@ -143,6 +161,7 @@ def _as_plain(finding: "Finding") -> dict[str, object]:
 
 def _client() -> "UploadClient":
     from deployments.client import UploadClient
+    from tasks.settings import Settings
 
     settings = Settings()
     return UploadClient(api_url(settings), settings)

@@ -3,37 +3,44 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
-import psutil
 from filelock import FileLock, Timeout
 
-from deployments.provision import GPU, POOLS, RESIDENT, SESSIONS, sessions_pool
+from deployments import listening
+from deployments.prefect_access import access_variables
+from deployments.provision import POOLS, RESIDENT, UPKEEP
 from deployments.server_load import LOAD_VARIABLES
 from deployments.server_retention import retention_variables
-from tasks.database import database_for
+from deployments.stopping import STOP_SECONDS, stop_trees
 from tasks.errors import ConfigurationError
 from tasks.faces.models import pull
 from tasks.settings import Settings
 
 FOUND = "stack.json"
 CSRF = ("PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED", "PREFECT_SERVER_CSRF_PROTECTION_ENABLED")
-LOG_CONFIG = Path(__file__).parent / "upload_service" / "log_config.json"
-# Prefect's server has no login, and who reaches it can run code on its workers.
+# Of Prefect's server: its login goes over plain HTTP.
 LOOPBACK = "127.0.0.1"
+SERVER, UPLOADS = "prefect-server", "upload-service"
+PORTS = 100
+"""How many ports are tried, from the one that is set."""
 START_SECONDS = 90
-STOP_SECONDS = 10
-# A process that ends so early may end again: it is not started again without end.
+CLIENTS_SECONDS = 7
+"""Of STOP_SECONDS, what all parts but Prefect's server have: they tell it how their work ended."""
+LOOK_SECONDS = 0.5
+"""How long Prefect's server may take to say what runs: Ctrl-C says at once what it waits for."""
 SOON_SECONDS = 10
-MOST_SOON = 5
+"""A process that ends so early, a database that is away for instance, may end again: it is started later each time."""
+LONGEST_PAUSE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Addresses:
 
     prefect_ui: str
     upload_api: str
+    stack: str
+    """Id of the running system: each answer of its servers carries it in the header `kycflow-stack`."""
 
     @property
     def prefect_api(self) -> str:
@@ -65,32 +74,26 @@ def running(settings: Settings) -> Addresses | None:
     return None
 
 
-def free_port(host: str, preferred: int, *taken: int) -> int:
-    """The preferred port, or the next one that is free and not in `taken`."""
-    for port in range(preferred, preferred + 100):
-        if port in taken:
-            continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind((host, port))
-                return port
-    raise ConfigurationError(f"Ports {preferred} to {preferred + 99} are all taken: set another one.")
-
-
 class Stack:
     """Processes started together and stopped together. Use as a context manager."""
 
-    def __init__(self, settings: Settings, *, server_only: bool = False) -> None:
-        """`server_only`: Prefect's server alone, with everything deployed."""
+    def __init__(
+        self, settings: Settings, *, server_only: bool = False, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`server_only`: Prefect's server alone, with everything deployed. `say` is told what a stop waits for."""
         self._settings = settings
+        self._say = say
         self._server_only = server_only
         self._logs = settings.state_dir / "logs"
         self._found = settings.state_dir / FOUND
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._sockets: dict[str, socket.socket] = {}
         self._commands: dict[str, tuple[str, ...]] = {}
         self._started: dict[str, float] = {}
         self._soon: dict[str, int] = {}
+        """How often in a row a part has ended soon after its start."""
+        self._again: dict[str, float] = {}
+        """When parts that have ended are started again."""
         self._ready = False
         self._environment: dict[str, str] = {}
         self._lock = FileLock(settings.state_dir / "stack.lock")
@@ -120,44 +123,47 @@ class Stack:
         settings = self._settings
         pull(settings)
         self._found.unlink(missing_ok=True)  # what a killed system left behind
-        host = settings.host
-        prefect_port = free_port(LOOPBACK, settings.prefect_port)
-        api_port = free_port(host, settings.api_port, prefect_port)
-        self.addresses = Addresses(
-            prefect_ui=f"http://{LOOPBACK}:{prefect_port}", upload_api=f"http://{host}:{api_port}"
-        )
+        prefect = self._listen(SERVER, LOOPBACK, settings.prefect_port)
+        uploads = self._listen(UPLOADS, settings.host, settings.api_port)
+        stack = secrets.token_hex(8)
+        self.addresses = Addresses(prefect, uploads, stack)
         self._environment = {**os.environ, **environment(settings, self.addresses)}
 
         # All at once, as importing takes most of their start, and the server first: it takes longest.
-        self._run("prefect-server", "deployments.prefect_server", "--host", LOOPBACK, "--port", str(prefect_port))
-        self._run("deploy", "deployments.provision", "--patience", str(START_SECONDS))
+        self._run(SERVER, "deployments.prefect_server", "--stack", stack)
+        self._run("deploy", "deployments.provision", "--patience", str(START_SECONDS), "--stack", stack)
         if not self._server_only:
+            from tasks.database import database_for  # SQLAlchemy, which who only asks what runs does not need
+
             database_for(settings)
-            self._run(
-                "upload-service",
-                *("uvicorn", "--factory", "deployments.upload_service.app:create_app"),
-                *("--host", host, "--port", str(api_port), "--no-access-log", "--log-config", str(LOG_CONFIG)),
-            )
+            self._run(UPLOADS, "deployments.upload_service.server", "--stack", stack)
             # They take up work when stack.json is there: all is deployed then, and missed sweeps are dropped.
             told = ("--after", str(self._found.absolute()), "--parent", str(os.getpid()))
             for pool, *_ in POOLS:
                 self._run(f"worker-{pool}", "deployments.worker", "--pool", pool, *told)
         self._wait_for_end("deploy")
         if not self._server_only:
-            self._wait_for("upload-service", f"{self.addresses.upload_api}/health")
+            self._wait_for_uploads()
             self._found.write_text(json.dumps(asdict(self.addresses)))
         self._ready = True
+
+    def _listen(self, name: str, host: str, port: int) -> str:
+        """Open the socket of a server, which keeps it when it is started again; its address."""
+        self._sockets[name] = listening.listen(host, port, PORTS)
+        return listening.address(self._sockets[name])
 
     def _run(self, name: str, module: str, *arguments: str) -> None:
         self._commands[name] = (module, *arguments)
         self._started[name] = time.monotonic()
+        fds = [self._sockets[name].fileno()] if name in self._sockets else []
         with (self._logs / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [sys.executable, "-m", module, *arguments, *(f"--fd={fd}" for fd in fds)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._settings.state_dir,
+                pass_fds=fds,
                 env={**self._environment, **_own(name, self._settings)},
                 # Ctrl-C in the terminal reaches this process only, which then stops the others in order.
                 start_new_session=True,
@@ -171,74 +177,114 @@ class Stack:
                 self.check()
                 time.sleep(0.05)
         except BaseException:
-            stop_tree(process)
+            stop_trees([process], 0)
             raise
         if process.returncode != 0:
-            raise ConfigurationError(f"{name} ended with code {process.returncode}: see {self._log(name)}")
+            said = self._log(name).read_text(errors="replace").strip().splitlines()[-1:]
+            raise ConfigurationError(
+                "\n".join([f"{name} ended with code {process.returncode}: see {self._log(name)}", *said])
+            )
 
-    def _wait_for(self, name: str, url: str) -> None:
+    def _wait_for_uploads(self) -> None:
+        """Wait for the upload service of this very system."""
+        url = f"{self.addresses.upload_api}/health"
         deadline = time.monotonic() + START_SECONDS
         with httpx.Client(timeout=2) as client:
             while time.monotonic() < deadline:
                 self.check()
                 with contextlib.suppress(httpx.TransportError):
-                    if client.get(url).is_success:
+                    answer = client.get(url)
+                    if answer.is_success and answer.headers.get(listening.STACK_HEADER) == self.addresses.stack:
                         return
                 time.sleep(0.1)
-        raise ConfigurationError(f"{name} did not answer at {url} within {START_SECONDS} s: see {self._log(name)}")
+        raise ConfigurationError(
+            f"{UPLOADS} did not answer at {url} within {START_SECONDS} s: see {self._log(UPLOADS)}"
+        )
 
     def check(self) -> list[str]:
-        """Start processes again that have ended by themselves; their names.
+        """Start processes again that have ended by themselves, however often; the names of those just started.
 
         Raises:
-            ConfigurationError: one has ended soon after its start again and again, which another start would not mend.
+            ConfigurationError: one has ended before all were ready, which another start would not mend.
         """
-        ended = [(name, code) for name, process in self._processes.items() if (code := process.poll()) is not None]
-        for name, code in ended:
-            soon = time.monotonic() - self._started[name] < SOON_SECONDS
-            self._soon[name] = self._soon.get(name, 0) + 1 if soon else 0
-            if self._soon[name] > MOST_SOON or not self._ready:
+        again = []
+        for name, process in list(self._processes.items()):
+            if (code := process.poll()) is None:
+                continue
+            if not self._ready:
                 raise ConfigurationError(f"{name} ended by itself with code {code}: see {self._log(name)}")
-            self._run(name, *self._commands[name])
-        return [name for name, _ in ended]
+            if name not in self._again:
+                now = time.monotonic()
+                self._soon[name] = self._soon.get(name, 0) + 1 if now - self._started[name] < SOON_SECONDS else 0
+                self._again[name] = now + min(self._soon[name], LONGEST_PAUSE_SECONDS)
+            if time.monotonic() >= self._again[name]:
+                del self._again[name]
+                self._run(name, *self._commands[name])
+                again.append(name)
+        return again
 
     def pid(self, name: str) -> int:
-        """Process id of a part: prefect-server, upload-service, worker-sessions or worker-gpu."""
+        """Process id of a part: prefect-server, upload-service, worker-upkeep or worker-gpu."""
         return self._processes[name].pid
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
 
     def stop(self) -> None:
-        """Stop every process, last started first, and the flow runs that the workers started."""
+        """Stop every process within STOP_SECONDS, Prefect's server last, and the flow runs that the workers started."""
         # A second Ctrl-C must not leave half of it running.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        while self._processes:
-            _, process = self._processes.popitem()
-            stop_tree(process)
+        end = time.monotonic() + STOP_SECONDS
+        if self._ready:
+            self._say(f"Stopping: {', '.join(self._at_work())}")
+        # A server that is gone already refuses connections from now on, in place of having its clients wait for it.
+        for opened in self._sockets.values():
+            opened.close()
+        server = self._processes.pop(SERVER, None)
+        self._end(list(self._processes), CLIENTS_SECONDS)
+        if server is not None:
+            self._processes[SERVER] = server
+            self._end([SERVER], max(end - time.monotonic(), STOP_SECONDS - CLIENTS_SECONDS))
         self._found.unlink(missing_ok=True)
         self._lock.release()
 
+    def _end(self, names: list[str], seconds: float) -> None:
+        parts = {name: self._processes.pop(name) for name in names}
+        late = stop_trees(parts.values(), seconds)
+        for name, process in parts.items():
+            if process in late:
+                self._say(f"{name} did not end in time and was killed.")
 
-def stop_tree(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, give it STOP_SECONDS, then kill it and all it has started."""
-    try:
-        tree = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        tree = []
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_SECONDS)
-    for child in tree:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    # The group goes last: it holds whatever was started after the list was made.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(tree, timeout=STOP_SECONDS)
+    def _at_work(self) -> list[str]:
+        """What is running, with the number of its flow runs where Prefect's server says it in time."""
+        alive = [name for name, process in self._processes.items() if process.poll() is None]
+        workers = {f"worker-{pool}": pool for pool, *_ in POOLS}
+        counts = {name: self._count(workers[name]) for name in alive if name in workers and SERVER in alive}
+        return [name + _in_words(counts.get(name)) for name in alive]
+
+    def _count(self, pool: str) -> int | None:
+        login = self._environment.get("PREFECT_API_AUTH_STRING", "").partition(":")
+        try:
+            return int(
+                httpx.post(
+                    f"{self.addresses.prefect_api}/flow_runs/count",
+                    json={
+                        "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}},
+                        "work_pools": {"name": {"any_": [pool]}},
+                    },
+                    auth=(login[0], login[2]) if login[1] else None,
+                    timeout=LOOK_SECONDS,
+                )
+                .raise_for_status()
+                .json()
+            )
+        except httpx.HTTPError:
+            return None
+
+
+def _in_words(runs: int | None) -> str:
+    return f" ({runs} run{'' if runs == 1 else 's'})" if runs else ""
 
 
 def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
@@ -250,7 +296,10 @@ def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
     return {
         "KYCFLOW_STATE_DIR": str(settings.state_dir.absolute()),
         "PREFECT_HOME": str(settings.state_dir.absolute() / "prefect"),
+        # Python looks for modules in the current folder no more, for flow runs' processes neither.
+        "PYTHONSAFEPATH": "1",
         "PREFECT_API_URL": addresses.prefect_api,
+        **access_variables(settings),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # Else each client asks the server first whether it wants tokens.
         "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": str(any(os.environ.get(name) for name in CSRF)).lower(),
@@ -260,15 +309,22 @@ def environment(settings: Settings, addresses: Addresses) -> dict[str, str]:
         "PREFECT_WORKER_PREFETCH_SECONDS": "0",
         # What tasks log is seen at their flow run in the UI.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
+        # Not that each of them has ended, which the UI shows without a log.
+        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "WARNING",
         "PYTHONUNBUFFERED": "1",
         **{name: os.environ.get(name, value) for name, value in server.items()},
     }
 
 
 def _own(name: str, settings: Settings) -> dict[str, str]:
-    """Environment of one process beside that of all. Sweeps need not begin at once, and asking costs the server."""
-    upkeep_only = name == f"worker-{SESSIONS}" and sessions_pool(settings) == GPU and settings.worker_type == RESIDENT
-    return {"PREFECT_WORKER_QUERY_SECONDS": "2"} if upkeep_only else {}
+    """Environment of one process beside that of all. Sweeps need not begin at once, and asking costs the server.
+
+    What the upload service logs about a flow run is in its own log: in the run's it would be a line for each call.
+    """
+    if name == UPLOADS:
+        return {"PREFECT_LOGGING_EXTRA_LOGGERS": ""}
+    resident = name == f"worker-{UPKEEP}" and settings.worker_type == RESIDENT
+    return {"PREFECT_WORKER_QUERY_SECONDS": "2"} if resident else {}
 
 
 @contextlib.contextmanager

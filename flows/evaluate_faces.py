@@ -6,12 +6,13 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from tasks.caching import WITHOUT_RESULT
 from tasks.evaluation.results import Evaluation
 from tasks.evaluation_tasks import evaluate_pairs, publish_evaluation
 from tasks.liveness import alive
 
 
-@flow(name="evaluate-faces")
+@flow(name="evaluate-faces", **WITHOUT_RESULT)
 def evaluate_faces(
     pairs_csv: str,
     images: str,

@@ -1,8 +1,7 @@
-"""Tasks around one comparison: asking for it (session worker), computing and storing it (GPU worker)."""
+"""Tasks around one comparison: computing and storing it, once, whoever else wants the same one."""
 
 import asyncio
 import logging
-import sys
 import tempfile
 import threading
 import time
@@ -11,49 +10,38 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
-from sqlalchemy import Engine
 
-from tasks.contracts import Comparison, EngineConfig, FaceComparison, StoredFile, comparison_key
+from tasks.caching import cached
+from tasks.contracts import Attempt, Comparison, EngineConfig, FaceComparison, StoredFile, comparison_key
 from tasks.database import database_for
-from tasks.database.attempts import get_attempt, note_comparison, waiting_for
+from tasks.database.attempts import note_comparison, waiting_for
 from tasks.database.comparisons import begin_comparison, finish_comparison, get_comparison
-from tasks.database.leases import Lease, renew
-from tasks.dispatch import cancel, seen, start_comparison, wait_for_end, wake
-from tasks.errors import (
-    ComparisonCancelled,
-    ComparisonFailed,
-    LeaseHeld,
-    LeaseLost,
-    RetryableError,
-    SessionCancelled,
-)
+from tasks.database.leases import Lease, comparison_lease, renew
+from tasks.dispatch import wake
+from tasks.errors import ConfigurationError, KycflowError, LeaseHeld, LeaseLost, RetryableError, SessionCancelled
 from tasks.faces.models import measured
+from tasks.judgement import thresholds_for
 from tasks.leasing import owned
-from tasks.liveness import in_worker
-from tasks.retries import retried
-from tasks.settings import current_settings
+from tasks.retries import patiently, retried
+from tasks.settings import Settings, current_settings
+from tasks.states import AWAITING_COMPARISON
 from tasks.storage import open_storage
 from tasks.storage.files import fetch
-from tasks.storage.keys import picture_key
+from tasks.storage.keys import COMPARISON_RESULTS, picture_key
 from tasks.threads import in_own_thread
 
 if TYPE_CHECKING:
+    from tasks.faces.engine import FaceEngine
     from tasks.faces.shown import ComparedFaces
 
 log = logging.getLogger(__name__)
 
-# A session with a process of its own. An idle worker has taken the comparison's run by then; one that queues may do so
-# for long. How long it waits for a run that was taken, the settings say.
-QUEUED_SECONDS = 5
-# One beside others in its worker's process takes nothing but a place of the queue's limit, and another execution costs
-# Prefect's server more than waiting does. Where nobody computes, the places must be free again after a while.
-IN_WORKER_QUEUED_SECONDS, IN_WORKER_SECONDS = 60, 300
-
+PATIENCE_SECONDS = 5
+"""How long a session keeps its place at a worker while another session's run computes the same comparison."""
 TURN_SECONDS = 120
 """How long a comparison lets another one compute that began before it."""
 _turns = [threading.Lock()]
@@ -64,110 +52,83 @@ _passing = threading.Lock()
 async def compared(
     session_id: str, attempt: int, reference: StoredFile, probe: StoredFile, engine: EngineConfig
 ) -> Comparison | None:
-    """The comparison of two files for an attempt: computed in this process where it has the engine, else asked for.
+    """The comparison of two files for an attempt, by the task `compute comparison` in a thread of its own.
 
-    Raises: as `compute_comparison` does where it is computed here, else as `request_comparison` does.
+    None when another session's run computes it, and takes long: give up the place at the worker, and be woken. Whatever
+    its own end, the sessions that wait for the same comparison are woken.
+
+    Raises: as `compute_comparison` does.
     """
-    module = sys.modules.get("tasks.faces.engine")  # not imported: session workers without an engine cannot
-    if module is None or not module.is_loaded(engine, current_settings()):
-        return await request_comparison(session_id, attempt, reference, probe, engine)
     key = comparison_key(reference.sha256, probe.sha256, engine)
-    return await in_own_thread(partial(compute_comparison, key, reference, probe, engine, (session_id, attempt)))
-
-
-@task(name="request comparison", cache_policy=NO_CACHE, **retried(6))
-async def request_comparison(
-    session_id: str, attempt: int, reference: StoredFile, probe: StoredFile, engine: EngineConfig
-) -> Comparison | None:
-    """The comparison of two files: the stored row, or that of a `compare-faces` run started now and waited for.
-
-    None when the run takes longer than a session waits for it: give up the place at the worker, and be woken.
-
-    A run that ended by a fault that may pass is started again by the sweep. One that ended otherwise while this attempt
-    waited for it is an error. Runs that ended before the attempt asked are passed over: their idempotency keys are
-    spent, so each dispatch has its number.
-
-    Raises:
-        ComparisonFailed: its run ended without a row. ComparisonCancelled: somebody cancelled it.
-        SessionCancelled: the attempt was cancelled or deleted meanwhile.
-        OrchestratorUnavailable, DatabaseUnavailable: tried again first.
-    """
-    settings = current_settings()
-    database = database_for(settings)
-    key = comparison_key(reference.sha256, probe.sha256, engine)
-    if (row := await asyncio.to_thread(get_comparison, database, key)) is not None:
+    asked = (key, reference, probe, engine, session_id, attempt)
+    elsewhere = False
+    try:
+        name = await in_own_thread(partial(compute_comparison, *asked))
+        row = await _row(key)
+        if name is not None and row is None:
+            # Kept by Prefect's cache, and not in the database any more: an older one was restored.
+            await in_own_thread(partial(compute_comparison.with_options(refresh_cache=True), *asked))
+            row = await _row(key)
+        elsewhere = row is None
         return row
-    found = await asyncio.to_thread(get_attempt, database, session_id, attempt)
-    run_id = found.comparison_run_id if found.comparison_key == key else None
-    if run_id is None:
-        run_id = await _dispatch(key, reference, probe, engine, settings.most_recoveries)
-        by = f"flow run {flow_run.id}"
-        if not await asyncio.to_thread(note_comparison, database, session_id, attempt, key, run_id, by=by):
-            if not await asyncio.to_thread(waiting_for, database, key):
-                await cancel(run_id, "Nobody waits for it")
-            raise _closed_meanwhile(session_id, attempt)
+    finally:
+        if not elsewhere:
+            await wake_waiting(key)
 
-    async def stored() -> bool:
-        return await asyncio.to_thread(get_comparison, database, key) is not None
 
-    patience = settings.comparison_patience_seconds
-    queued, running = (IN_WORKER_QUEUED_SECONDS, IN_WORKER_SECONDS) if in_worker() else (QUEUED_SECONDS, patience)
-    waited = await wait_for_end(run_id, stored, queued_seconds=queued, seconds=running)
-    if (row := await asyncio.to_thread(get_comparison, database, key)) is not None:
-        return row
-    if waited is None or not (run := seen(waited)).spent(settings.most_recoveries):
+async def compared_before(decided: Attempt, key: str) -> Comparison | None:
+    """The comparison that a decision rests on, told once more by its task. None, and no task, if it was erased."""
+    row, files = await _row(key), decided.files
+    if row is None or files.id_image is None or files.selfie_video is None:
         return None
-    if run.type in {"CANCELLED", "CANCELLING"}:
-        raise ComparisonCancelled(f"The comparison's flow run {run.id} was cancelled.")
-    raise ComparisonFailed(
-        f"Comparison {key[:12]} has no result: its flow run {run.id} was executed {run.run_count} times and ended as "
-        f"{run.name}. Open it in the Prefect UI for the cause, then retry this one."
-    )
+    asked = (key, files.id_image, files.selfie_video, row.engine, decided.session_id, decided.attempt)
+    await in_own_thread(partial(compute_comparison, *asked))
+    return row
 
 
-def _closed_meanwhile(session_id: str, attempt: int) -> SessionCancelled:
-    """What to raise when an attempt is not open any more."""
-    return SessionCancelled(f"Attempt {attempt} of session {session_id!r} was closed meanwhile.")
+async def _row(key: str) -> Comparison | None:
+    return await patiently(6, lambda: asyncio.to_thread(get_comparison, database_for(current_settings()), key))
 
 
-async def _dispatch(
-    key: str, reference: StoredFile, probe: StoredFile, engine: EngineConfig, most_recoveries: int
-) -> UUID:
-    """The first run of this comparison that goes on, or may: earlier ones ended for good."""
-    dispatch = 1
-    while True:
-        run = seen(await start_comparison(key, dispatch, reference, probe, engine))
-        if not run.spent(most_recoveries):
-            return run.id
-        dispatch += 1
+async def wake_waiting(key: str) -> None:
+    """Wake the sessions' runs that wait for a comparison, as it is stored, or nobody computes it any more.
+
+    Never raises: the sweep wakes them, too.
+    """
+    try:
+        asked = await asyncio.to_thread(waiting_for, database_for(current_settings()), key)
+        own = flow_run.id
+        others = [one.flow_run_id for one in asked if one.flow_run_id is not None and str(one.flow_run_id) != own]
+        if others:
+            await wake(others, [AWAITING_COMPARISON], "Its comparison is there, or free")
+    except KycflowError as exc:
+        log.warning("sessions not woken; the sweep will: %s", exc, extra={"action": "comparison.not_woken"})
 
 
-@task(name="compute comparison", cache_policy=NO_CACHE, **retried(6))
+@task(name="compute comparison", **cached(COMPARISON_RESULTS, "key"), **retried(6))
 def compute_comparison(
-    key: str, reference: StoredFile, probe: StoredFile, engine: EngineConfig, asking: tuple[str, int] | None = None
-) -> Comparison:
-    """The stored comparison; computed now on this worker's device, and stored, if nobody has and nobody does.
+    key: str, reference: StoredFile, probe: StoredFile, engine: EngineConfig, session_id: str, attempt: int
+) -> str | None:
+    """The key, once its comparison is stored: computed now on this worker's device if nobody has and nobody does.
 
-    The lease of the comparison's key is held from the start of the computation until its row is stored.
-
-    Args:
-        asking: the session and attempt whose own flow run computes it.
+    None, which is not cached, when another run computes it, and takes long, or has taken it over from this one. The
+    lease of the comparison's key is held from the start of the computation until its row is stored.
 
     Raises:
         SessionCancelled: the attempt that asks was cancelled or deleted meanwhile.
         ObjectMissing, ObjectChanged: storage has not the bytes that were announced.
-        ConfigurationError: weights are missing. LeaseHeld: another run has computed it for very long.
+        ConfigurationError: weights are missing.
         StorageUnavailable, DatabaseUnavailable, ComputeUnavailable: tried again.
     """
     settings = current_settings()
     database = database_for(settings)
-    if (row := get_comparison(database, key)) is not None:
-        return row
+    if get_comparison(database, key) is not None:
+        return key
     owner = flow_run.id or "outside a flow run"
-    if asking is not None and not note_comparison(database, *asking, key, UUID(owner), by=f"flow run {owner}"):
-        raise _closed_meanwhile(*asking)
+    if not note_comparison(database, session_id, attempt, key, by=f"flow run {owner}"):
+        raise SessionCancelled(f"Attempt {attempt} of session {session_id!r} was closed meanwhile.")
 
-    # Imported here: session workers import this module and have no engine.
+    # Imported here: what deploys the flow has no engine.
     from tasks.faces.engine import load_engine
 
     storage = open_storage(settings)
@@ -176,25 +137,45 @@ def compute_comparison(
         fetch(storage, reference, folder / "reference")
         fetch(storage, probe, folder / "probe")
         loaded = load_engine(engine, settings)
-        while True:
-            with owned(database, f"comparison:{key}", owner, settings, settings.comparison_wait_seconds) as lease:
-                if lease is None:  # somebody else had it
-                    if (row := get_comparison(database, key)) is not None:
-                        return row
-                    continue
-                try:
-                    with _alone():
-                        row = begin_comparison(database, lease, key, reference, probe, engine, by=f"flow run {owner}")
-                        if row is not None:
-                            return row
-                        faces = loaded.compare(folder / "reference", folder / "probe", settings)
-                    drawn = _drawn(faces, engine, key, folder)
-                    kept = None if drawn is None else _kept(key, drawn, lease)
-                    return store_comparison(key, lease, faces.comparison, kept)
-                except LeaseLost:
-                    break
-    # It was taken from this run, which is taken for lost or is being cancelled: it never computes this one again.
-    return _theirs(database, key, settings.comparison_wait_seconds)
+        try:
+            while True:
+                with owned(database, comparison_lease(key), owner, settings, PATIENCE_SECONDS) as lease:
+                    if lease is not None:
+                        _compute(loaded, lease, key, reference, probe, engine, folder)
+                        return key
+                # Somebody else had it.
+                if get_comparison(database, key) is not None:
+                    return key
+        except LeaseHeld:
+            return None
+        except LeaseLost:
+            # This run is taken for lost, or is being cancelled. If neither, it waits for the one that took it.
+            return None if get_comparison(database, key) is None else key
+
+
+def _compute(
+    loaded: "FaceEngine",
+    lease: Lease,
+    key: str,
+    reference: StoredFile,
+    probe: StoredFile,
+    engine: EngineConfig,
+    folder: Path,
+) -> None:
+    """Compare the two files in the folder, and store the row and the reviewers' picture.
+
+    Raises:
+        LeaseLost: somebody else owns the comparison by now. Nothing is stored.
+    """
+    settings = current_settings()
+    by = f"flow run {flow_run.id}"
+    with _alone():
+        if begin_comparison(database_for(settings), lease, key, reference, probe, engine, by=by) is not None:
+            return
+        faces = loaded.compare(folder / "reference", folder / "probe", settings)
+    drawn = _drawn(faces, engine, key, folder, settings)
+    kept = None if drawn is None else _kept(key, drawn, lease)
+    store_comparison(key, lease, faces.comparison, kept)
 
 
 @contextmanager
@@ -218,24 +199,20 @@ def _alone() -> Iterator[None]:
         turn.release()
 
 
-def _theirs(database: Engine, key: str, seconds: float) -> Comparison:
-    """The row that another run computes, when it is there."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if (row := get_comparison(database, key)) is not None:
-            return row
-        time.sleep(1)
-    raise LeaseHeld(f"Comparison {key[:12]} was taken over, and there is no result after {seconds:.0f} s.")
+def _drawn(faces: "ComparedFaces", engine: EngineConfig, key: str, folder: Path, settings: Settings) -> Path | None:
+    """The reviewers' picture as a file; None when there is nothing that could be shown.
 
-
-def _drawn(faces: "ComparedFaces", engine: EngineConfig, key: str, folder: Path) -> Path | None:
-    """The reviewers' picture as a file; None when there is nothing that could be shown."""
+    The sessions that share it may be judged by other thresholds, later. It says that its own are those in force now.
+    """
     from tasks.faces.picture import report
 
     if faces.card_pixels is None:
         return None
     known = measured(engine.recogniser, engine.detector)
-    thresholds = known.thresholds if known else None
+    try:
+        thresholds = thresholds_for(settings)
+    except ConfigurationError:  # without thresholds there is no decision, but what was measured can be seen
+        thresholds = None
     picture = folder / "faces.jpg"
     picture.write_bytes(report(faces, thresholds, known, caption=f"comparison {key[:12]}"))
     return picture
@@ -250,8 +227,9 @@ def _kept(key: str, picture: Path, lease: Lease) -> str | None:
         return None
 
 
-# Tasks of their own: storage or a database that is away for a moment costs no second computation.
-@task(name="store picture", cache_policy=NO_CACHE, **retried(7))
+# Tasks of their own: storage or a database that is away for a moment costs no second computation. Without results, as
+# those hold scores.
+@task(name="store picture", cache_policy=NO_CACHE, persist_result=False, **retried(7))
 def store_picture(key: str, picture: Path, lease: Lease) -> str:
     """Put the reviewers' picture into storage; its key.
 
@@ -265,7 +243,7 @@ def store_picture(key: str, picture: Path, lease: Lease) -> str:
     return picture_key(key)
 
 
-@task(name="store comparison", cache_policy=NO_CACHE, **retried(7))
+@task(name="store comparison", cache_policy=NO_CACHE, persist_result=False, **retried(7))
 def store_comparison(key: str, lease: Lease, result: FaceComparison, picture: str | None) -> Comparison:
     """Store the row under its unique key and the lease's token; the row that is there.
 
@@ -274,21 +252,3 @@ def store_comparison(key: str, lease: Lease, result: FaceComparison, picture: st
     """
     by = f"flow run {flow_run.id}"
     return finish_comparison(database_for(current_settings()), lease, key, result=result, picture_key=picture, by=by)
-
-
-@task(name="wake sessions", cache_policy=NO_CACHE, **retried(3))
-def wake_sessions(key: str) -> int:
-    """Wake the sessions' runs that wait for this comparison without a process; how many attempts have asked for it.
-
-    Raises:
-        OrchestratorUnavailable, DatabaseUnavailable: tried again. After that the sweep wakes them.
-    """
-    attempts = waiting_for(database_for(current_settings()), key)
-    runs = [attempt.flow_run_id for attempt in attempts if attempt.flow_run_id is not None]
-    asyncio.run(_wake(runs))
-    return len(attempts)
-
-
-async def _wake(flow_run_ids: list[UUID]) -> None:
-    for flow_run_id in flow_run_ids:
-        await wake(flow_run_id, "The comparison has ended")

@@ -183,6 +183,7 @@ class Comparison(Plain):
     engine: EngineConfig
     picture_key: Annotated[str | None, Field(description="Storage key of its picture, for reviewers.")]
     computations: Annotated[int, Field(ge=1, description="How often its computation was started.")]
+    started_by: Annotated[str, Field(description="Who started it last: `flow run` and its id.")]
     started_at: datetime
     finished_at: datetime
 
@@ -246,6 +247,10 @@ class FilePair(Plain):
         """The file of that kind, if it is there."""
         return self.id_image if kind is FileKind.ID_IMAGE else self.selfie_video
 
+    def there(self) -> list[StoredFile]:
+        """The files that are there."""
+        return [file for file in (self.id_image, self.selfie_video) if file is not None]
+
     def missing(self) -> Reason | None:
         """The reason code that names what is missing; None when nothing is."""
         match (self.id_image, self.selfie_video):
@@ -289,7 +294,6 @@ class Attempt(Plain):
     decision: Decision | None = None
     flow_run_id: Annotated[UUID | None, Field(description="The flow run that follows it, once there is one.")] = None
     comparison_key: Annotated[Sha256 | None, Field(description="The comparison it has asked for.")] = None
-    comparison_run_id: Annotated[UUID | None, Field(description="The flow run that computes that comparison.")] = None
     recoveries: Annotated[int, Field(ge=0, description="How often its flow run was started again after a fault.")] = 0
 
     @property

@@ -9,7 +9,7 @@ from tasks.contracts import Attempt, Status
 from tasks.database import database_for
 from tasks.database.attempts import close, get_attempt, some_attempts
 from tasks.dispatch import cancel, prefect_api
-from tasks.ending import at_rest, stop_comparison
+from tasks.ending import at_rest, free_comparison
 from tasks.erasing import erase_session
 from tasks.errors import KycflowError
 from tasks.settings import current_settings
@@ -64,7 +64,7 @@ async def _stop(attempts: list[Attempt]) -> None:
     begun = [attempt for attempt in attempts if attempt.flow_run_id is not None]
     for attempt in begun:
         # At once: a comparison loses its lease though Prefect does not answer.
-        results = await asyncio.gather(_cancel_run(attempt), stop_comparison(attempt), return_exceptions=True)
+        results = await asyncio.gather(_cancel_run(attempt), free_comparison(attempt), return_exceptions=True)
         for error in filter(None, results):
             raise error
     if begun:

@@ -1,12 +1,11 @@
 """Starts and wakes flow runs through Prefect's API: the one place that knows deployments and idempotency keys."""
 
-import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +13,7 @@ import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterEndTime,
     FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -24,26 +24,30 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.flow_runs import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Cancelled, Cancelling, Scheduled
+from prefect.states import Cancelled, Cancelling
 
-from tasks.contracts import Attempt, EngineConfig, StoredFile
+from tasks.contracts import Attempt
 from tasks.errors import ConfigurationError, OrchestratorUnavailable
-from tasks.recovery import AWAITING_COMPARISON, AWAITING_FILES, Run
-from tasks.settings import current_settings
+from tasks.recovery import Run
+from tasks.states import WAITING, awaiting_files, woken
 
 VERIFY_SESSION = "verify-session/verify-session"
-COMPARE_FACES = "compare-faces/compare-faces"
 SWEEP_SESSIONS = "sweep-sessions/sweep-sessions"
 TAG = "kycflow"
 """Carried by every deployment in prefect.yaml, and so by their flow runs."""
-WAITING = {AWAITING_FILES, AWAITING_COMPARISON}
+SESSION = "session"
+"""Carried by those of `verify-session`."""
+SWEEP = "sweep"
+"""Carried by those of `sweep-sessions`."""
+SWEEP_SECONDS = 7200
+"""How long a sweep goes on by itself, as in prefect.yaml. The next one, of the schedule, takes its place sooner."""
 FAULTS = {StateType.FAILED, StateType.CRASHED}
 BUSY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-# Between looks at a comparison's row, and at its flow run.
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
-FIRST_RUN_PAUSE_SECONDS, LONGEST_RUN_PAUSE_SECONDS = 1.5, 10.0
 PAGE = 200
 """Most flow runs that Prefect's API gives in one answer."""
+AGAIN_SECONDS = 1
+"""Between two tries to tell how a run ended. In each, a client of Prefect's that was connected tries for minutes."""
+FAULT_SECONDS = 600
 
 # Without TLS no certificates are needed, and loading them is most of what a client costs: 19 ms.
 _PLAIN = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}
@@ -85,6 +89,28 @@ async def prefect_api() -> AsyncIterator[PrefectClient]:
             yield client
 
 
+def is_away(exc: BaseException) -> bool:
+    """Whether a call failed because Prefect's API is away, or busy: the same call may be answered later."""
+    if isinstance(exc, httpx.HTTPStatusError):
+        return exc.response.status_code in {408, 429} or exc.response.status_code >= 500
+    return isinstance(exc, httpx.TransportError) or (
+        isinstance(exc, RuntimeError) and "Failed to reach API" in str(exc)
+    )
+
+
+def worth_telling_again(exc: BaseException | None, began: float) -> bool:
+    """Whether a call that tells how a run ended is to be tried again: as long as the API is away.
+
+    Args:
+        began: when it was tried first, of the monotonic clock. An API that answers, and fails, may always do so with
+            this call: after `FAULT_SECONDS` it is left to the sweep.
+    """
+    if exc is None or not is_away(exc):
+        return False
+    fails = isinstance(exc, httpx.HTTPStatusError) and exc.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
+    return not fails or time.monotonic() - began < FAULT_SECONDS
+
+
 @contextmanager
 def prefect_errors() -> Iterator[None]:
     """Translate what calls to Prefect's API raise.
@@ -100,56 +126,45 @@ def prefect_errors() -> Iterator[None]:
             "Prefect does not know this deployment or flow run. If a deployment is missing, run `kycflow deploy`."
         ) from exc
     except httpx.HTTPStatusError as exc:
-        if exc.response.status_code in {408, 429} or exc.response.status_code >= 500:
+        if is_away(exc):
             raise OrchestratorUnavailable(
                 f"Prefect's API answered {exc.response.status_code}. It is tried again; see the server's log."
             ) from exc
+        if exc.response.status_code in {401, 403}:
+            raise ConfigurationError(
+                "Prefect's API wants a login: set PREFECT_API_AUTH_STRING to its server's "
+                "PREFECT_SERVER_API_AUTH_STRING. `kycflow up` has it in the file `prefect-secret` of its state folder."
+            ) from exc
         raise ConfigurationError(
-            f"Prefect's API refused a call with {exc.response.status_code}: do its version and ours agree?"
+            f"Prefect's API refused a call with {exc.response.status_code}: do its version and ours agree? kycflow's "
+            "own server answers 400 to names that are not in its KYCFLOW_PREFECT_HOSTS."
         ) from exc
     except (httpx.TransportError, RuntimeError) as exc:
-        if isinstance(exc, RuntimeError) and "Failed to reach API" not in str(exc):
+        if not is_away(exc):
             raise
         raise OrchestratorUnavailable(
             "Prefect's API does not answer. Is the server running, and PREFECT_API_URL right?"
         ) from exc
 
 
-def awaiting_comparison(due: datetime, key: str) -> State[None]:
-    """The state of a session's run whose comparison takes long. The comparison's run wakes it at its end."""
-    message = f"comparison {key[:12]}, next look {due:%H:%M:%S} UTC"
-    return Scheduled(name=AWAITING_COMPARISON, scheduled_time=due, message=message)
-
-
-def awaiting_files(due: datetime, missing: str) -> State[None]:
-    """The state of a run that waits for files without a process: a worker takes it up again when it is due."""
-    return Scheduled(name=AWAITING_FILES, scheduled_time=due, message=f"{missing}, next look {due:%H:%M:%S} UTC")
-
-
 async def start_or_wake(attempt: Attempt) -> FlowRun:
     """Start the flow run of an attempt, wake it where it waits for files that are there, or start it again where it
     failed; the run as it was before.
 
-    Any number of calls gives one flow run. An attempt with a file missing gets a run that takes its first look later,
-    and so costs no process yet. A cancelled run stays cancelled. Between reading a run's state and setting it a worker
-    may take the run up; it then runs twice, and both executions end with the one decision that is stored.
+    Any number of calls gives one flow run. An attempt with a file missing gets a run that waits, and costs no process
+    yet. A cancelled run stays cancelled. Between reading a run's state and setting it a worker may take the run up; it
+    then runs twice, and both executions end with the one decision that is stored.
 
     Raises:
         OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
     """
-    now = datetime.now(UTC)
-    missing = attempt.files.missing()
-    state = (
-        Scheduled(scheduled_time=now)
-        if missing is None
-        else awaiting_files(first_look(attempt, now, current_settings().first_look_seconds), missing.value)
-    )
+    complete = attempt.files.complete
+    state = woken("Both files are there") if complete else awaiting_files(attempt)
     async with prefect_api() as client:
-        run = await _noted_run(client, attempt)
-        if run is None:
-            run = await _created(client, attempt, state)
-        if run.state is not None and run.state.name == AWAITING_FILES and missing is None:
-            await schedule_now(client, run, "Both files are there")
+        run = await _noted_run(client, attempt) or await created(client, attempt, state)
+        if run.state is not None and run.state.name in WAITING and complete:
+            # Also one that waits for a comparison: the file that came just now may ask for another one.
+            await client.set_flow_run_state(run.id, state)
         elif run.state is not None and run.state.type in FAULTS:
             await client.set_flow_run_state(run.id, state, force=True)
     log.info(
@@ -172,7 +187,7 @@ async def _noted_run(client: PrefectClient, attempt: Attempt) -> FlowRun | None:
     return None
 
 
-async def _created(client: PrefectClient, attempt: Attempt, state: State[Any]) -> FlowRun:
+async def created(client: PrefectClient, attempt: Attempt, state: State[Any]) -> FlowRun:
     """A new run, or the one that this attempt has. The deployment's id is remembered until it is not known any more."""
     address = str(client.api_url)
     remembered = _deployment_ids.get(address)
@@ -190,39 +205,19 @@ async def _created(client: PrefectClient, attempt: Attempt, state: State[Any]) -
         if remembered is None or exc.response.status_code != httpx.codes.NOT_FOUND:
             raise
         _deployment_ids.pop(address, None)
-        return await _created(client, attempt, state)
+        return await created(client, attempt, state)
 
 
-def first_look(attempt: Attempt, now: datetime, first_look_seconds: float) -> datetime:
-    """When an attempt's run looks for missing files first. The upload service wakes the runs that it announced."""
-    if attempt.announced:
-        return attempt.deadline_at
-    return min(now + timedelta(seconds=first_look_seconds), attempt.deadline_at)
-
-
-async def schedule_now(
-    client: PrefectClient, run: FlowRun, why: str, *, force: bool = False, behind: bool = False
-) -> None:
-    """Have a flow run executed (again), now. `force`: though it has ended, or Prefect believes that it runs.
-
-    Due since it was created: workers take the run that was due first, and this one has queued before. `behind`: due
-    from now on, after all that are.
-    """
-    due = None if behind else run.created
-    state: State[None] = Scheduled(scheduled_time=due or datetime.now(UTC), message=why)
-    await client.set_flow_run_state(run.id, state, force=force)
-
-
-async def wake(flow_run_id: UUID, why: str) -> None:
-    """Have a flow run that waits look again now; one that does not wait is left alone.
+async def wake(flow_run_ids: list[UUID], names: Collection[str], why: str) -> None:
+    """Have the flow runs of these that wait in a state of one of these names executed now; others are left alone.
 
     Raises:
         OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
     """
     async with prefect_api() as client:
-        run = await client.read_flow_run(flow_run_id)
-        if run.state is not None and run.state.name in WAITING:
-            await schedule_now(client, run, why)
+        for run in await read_runs(client, flow_run_ids):
+            if run.state is not None and run.state.name in names:
+                await client.set_flow_run_state(run.id, woken(why))
 
 
 async def cancel(flow_run_id: UUID, why: str) -> None:
@@ -236,7 +231,7 @@ async def cancel(flow_run_id: UUID, why: str) -> None:
     async with prefect_api() as client:
         with suppress(ObjectNotFound):
             state = (await client.read_flow_run(flow_run_id)).state
-            if state is None or state.is_scheduled():
+            if state is None or state.is_scheduled() or state.is_paused():
                 await client.set_flow_run_state(flow_run_id, Cancelled(message=why), force=True)
             elif not state.is_final():
                 await client.set_flow_run_state(flow_run_id, Cancelling(message=why))
@@ -259,10 +254,9 @@ def seen(run: FlowRun, *, alive: bool = True, lingers: bool = False) -> Run:
         state_id=None if state is None else state.id,
         type="SCHEDULED" if state is None else state.type.value,
         name="" if state is None or state.name is None else state.name,
-        due=run.next_scheduled_start_time,
-        run_count=run.run_count,
         alive=alive,
         lingers=lingers,
+        sweep=SWEEP in run.tags,
     )
 
 
@@ -271,9 +265,26 @@ async def busy_runs(client: PrefectClient) -> list[FlowRun]:
     busy = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=BUSY)), tags=FlowRunFilterTags(all_=[TAG])
     )
+    return await _all(client, busy)
+
+
+async def broken_runs(client: PrefectClient, since: datetime) -> list[FlowRun]:
+    """The flow runs of sessions that have ended without an answer since then: one call for every 200.
+
+    Nobody else tells of one that a person has cancelled while it waited.
+    """
+    broken = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLED, *FAULTS])),
+        tags=FlowRunFilterTags(all_=[TAG, SESSION]),
+        end_time=FlowRunFilterEndTime(after_=since),
+    )
+    return await _all(client, broken)
+
+
+async def _all(client: PrefectClient, which: FlowRunFilter) -> list[FlowRun]:
     found: list[FlowRun] = []
     while page := await client.read_flow_runs(
-        flow_run_filter=busy, limit=PAGE, offset=len(found), sort=FlowRunSort.ID_DESC
+        flow_run_filter=which, limit=PAGE, offset=len(found), sort=FlowRunSort.ID_DESC
     ):
         found += page
         if len(page) < PAGE:
@@ -281,67 +292,18 @@ async def busy_runs(client: PrefectClient) -> list[FlowRun]:
     return found
 
 
-async def start_comparison(
-    key: str, dispatch: int, reference: StoredFile, probe: StoredFile, engine: EngineConfig
-) -> FlowRun:
-    """Start the flow run of one dispatch of a comparison; the same dispatch again gives the same run, as it stands.
+async def start_sweep(key: str | None = None) -> None:
+    """Start a sweep beside those of the schedule, at most one for each idempotency key.
 
     Raises:
         OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
     """
     async with prefect_api() as client:
-        return await arun_deployment(
-            COMPARE_FACES,
+        await arun_deployment(
+            SWEEP_SESSIONS,
             client=client,
-            parameters={
-                "reference": reference.model_dump(),
-                "probe": probe.model_dump(),
-                "engine": engine.model_dump(),
-            },
-            flow_run_name=f"comparison {key[:12]}",
-            idempotency_key=f"{key}:{dispatch}",
+            parameters={"repeat_seconds": SWEEP_SECONDS},
+            flow_run_name=SWEEP,
+            idempotency_key=key,
             timeout=0,
         )
-
-
-async def start_sweep(repeat_seconds: int) -> None:
-    """Start a sweep beside those of the schedule.
-
-    Raises:
-        OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
-    """
-    async with prefect_api() as client:
-        await arun_deployment(SWEEP_SESSIONS, client=client, parameters={"repeat_seconds": repeat_seconds}, timeout=0)
-
-
-async def wait_for_end(
-    flow_run_id: UUID, over: Callable[[], Awaitable[bool]], *, queued_seconds: float, seconds: float
-) -> FlowRun | None:
-    """The flow run when it has ended, or as it stands after so many seconds. None when what it was to bring is there.
-
-    Args:
-        over: whether that is there, though the run has not ended: looked at first, and more often.
-        queued_seconds: how long it is waited for while no worker has it.
-        seconds: how long in all.
-
-    Raises:
-        OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
-    """
-    begin = time.monotonic()
-    pause, run_pause = FIRST_PAUSE_SECONDS, FIRST_RUN_PAUSE_SECONDS
-    next_read = min(run_pause, queued_seconds, seconds)
-    async with prefect_api() as client:
-        while not await over():
-            waited = time.monotonic() - begin
-            if waited >= next_read:
-                run = await client.read_flow_run(flow_run_id)
-                queues = run.state is None or run.state.is_scheduled()
-                ended = run.state is not None and run.state.is_final()
-                limit = queued_seconds if queues else seconds
-                if ended or waited >= limit:
-                    return run
-                next_read = min(waited + run_pause, limit)
-                run_pause = min(run_pause * 1.5, LONGEST_RUN_PAUSE_SECONDS)
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.1, LONGEST_PAUSE_SECONDS)
-    return None

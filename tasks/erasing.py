@@ -23,14 +23,14 @@ from prefect.exceptions import ObjectNotFound
 
 from tasks.contracts import Attempt, FileKind, Plain
 from tasks.database import database_for
-from tasks.database.leases import release
+from tasks.database.leases import comparison_lease, release
 from tasks.database.retention import Erasable, attempts_of, begin_erasing, finish_erasing, forget_comparison
 from tasks.dispatch import PAGE, VERIFY_SESSION, cancel, prefect_api, read_runs, seen
 from tasks.errors import RetryableError
 from tasks.leasing import owned
 from tasks.settings import current_settings
 from tasks.storage import Storage, open_storage
-from tasks.storage.keys import file_prefix, picture_key
+from tasks.storage.keys import COMPARISON_RESULTS, SESSION_RESULTS, file_prefix, picture_key
 
 PAUSE_SECONDS = 0.5
 ENDING_SECONDS = 10
@@ -67,7 +67,7 @@ async def erase_session(session_id: str, *, by: str) -> Erased:
 
 
 async def erase_attempt(session_id: str, attempt: int, *, by: str) -> Erased:
-    """Erase the media of an attempt that is closed, the crops and scores that no other one needs, and Prefect's copies.
+    """Erase an attempt's media, cached results and Prefect's copies, and the crops and scores that no other one needs.
 
     Its decision stays without its score, unless the attempt is deleted. One that somebody is at work on is left alone.
 
@@ -84,7 +84,9 @@ async def erase_attempt(session_id: str, attempt: int, *, by: str) -> Erased:
     if begun is None:
         return Erased()
     media = _folder(file_prefix(session_id, attempt, FileKind.ID_IMAGE))
-    erased = Erased(objects=await asyncio.to_thread(delete_objects, storage, media))
+    results = SESSION_RESULTS.format(session_id=session_id, attempt=attempt)
+    objects = [await asyncio.to_thread(delete_objects, storage, folder) for folder in (media, results)]
+    erased = Erased(objects=sum(objects))
     for key in begun.comparison_keys:
         erased += await asyncio.to_thread(erase_comparison, key, by=by, besides=begun.attempt)
     erased += Erased(runs=await _erase_from_prefect(begun))
@@ -104,14 +106,15 @@ def erase_comparison(key: str, *, by: str, besides: Attempt | None = None) -> Er
     settings = current_settings()
     database = database_for(settings)
     while True:
-        with owned(database, f"comparison:{key}", by, settings, settings.lease_seconds) as lease:
+        with owned(database, comparison_lease(key), by, settings, settings.lease_seconds) as lease:
             if lease is None:  # somebody has computed it meanwhile
                 continue
             rows = forget_comparison(database, lease, key, besides=besides)
             if rows is None:
                 return Erased()
             # After the row, so that nobody finds a row whose picture is gone.
-            objects = delete_objects(open_storage(settings), _folder(picture_key(key)))
+            storage, results = open_storage(settings), COMPARISON_RESULTS.format(key=key)
+            objects = delete_objects(storage, _folder(picture_key(key))) + delete_objects(storage, results)
             # Whoever still holds an old token can only write what the key stands for.
             release(database, lease, forget=True)
             return Erased(objects=objects, comparisons=rows)
@@ -150,13 +153,14 @@ async def _erase_from_prefect(begun: Erasable) -> int:
 
 
 async def _runs(client: PrefectClient, begun: Erasable) -> list[FlowRun]:
-    """Those that are known by their ids, and those that a person started, which have the same name."""
+    """That which is known by its id, and those that a person started, which have the same name."""
     found = begun.attempt
     flow = FlowFilter(name=FlowFilterName(any_=[VERIFY_SESSION.split("/", maxsplit=1)[0]]))
     named = FlowRunFilter(name=FlowRunFilterName(any_=[f"{found.session_id} attempt {found.attempt}"]))
     runs = await client.read_flow_runs(flow_filter=flow, flow_run_filter=named, limit=PAGE)
-    others = begun.flow_run_ids - {run.id for run in runs}
-    return runs + await read_runs(client, sorted(others))
+    if begun.flow_run_id is None or begun.flow_run_id in {run.id for run in runs}:
+        return runs
+    return runs + await read_runs(client, [begun.flow_run_id])
 
 
 async def _ended(client: PrefectClient, run: FlowRun) -> None:

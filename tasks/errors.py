@@ -13,8 +13,6 @@ KycflowError
     ├── ConfigurationError    a setting, a schema version or a model file is not what this version needs
     ├── ObjectMissing         a stored object that was announced is not there
     ├── ObjectChanged         a stored object has other bytes than those announced
-    ├── ComparisonFailed      the flow run of a comparison ended without a result, and was tried again in vain
-    ├── ComparisonCancelled   somebody cancelled the flow run of a comparison
     ├── LeaseLost             somebody else owns by now what this one was writing
     └── Refused               a request or a file that is refused, with a stable code for programs
         ├── UnknownSession, SessionDecided, SessionUndecided, SessionCancelled, SessionDeleted
@@ -72,14 +70,6 @@ class ObjectMissing(TerminalError):
 
 class ObjectChanged(TerminalError):
     """Raised when a stored object has other bytes than those announced."""
-
-
-class ComparisonFailed(TerminalError):
-    """Raised when a comparison's flow run ended without a result, and starting it again did not help."""
-
-
-class ComparisonCancelled(TerminalError):
-    """Raised when a person cancelled the flow run of a comparison that a session waits for."""
 
 
 class LeaseLost(TerminalError):

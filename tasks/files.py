@@ -10,15 +10,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from sqlalchemy import Engine
 
+from tasks.caching import cached
 from tasks.contracts import Attempt, FileKind, FilePair, Plain, StoredFile
 from tasks.database import database_for
-from tasks.database.attempts import get_attempt, is_registered, note_run, open_attempt, register_upload, take_up
+from tasks.database.attempts import get_attempt, note_run, open_attempt, register_upload, registered, take_up
 from tasks.errors import ObjectMissing
-from tasks.retries import retried
+from tasks.retries import patiently, retried
 from tasks.settings import current_settings
 from tasks.storage import Storage, open_storage
 from tasks.storage.files import hash_file
-from tasks.storage.keys import file_prefix
+from tasks.storage.keys import SESSION_RESULTS, file_prefix
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,8 @@ class FoundFile(Plain):
     recorded: StoredFile | None
 
 
-@task(name="find files", cache_policy=NO_CACHE, **retried(6))
 async def look_for_files(session_id: str, attempt: int) -> dict[FileKind, FoundFile]:
-    """The newest file of each kind, as far as they are there. Not cached: one may be replaced until the decision.
+    """The newest file of each kind, as far as they are there. Never cached: one may be replaced until the decision.
 
     A file that another system put into storage is newer than every recorded one, if its name sorts last. Among the
     recorded, the record's own order counts, which does not depend on anybody's clock.
@@ -66,19 +66,19 @@ async def look_for_files(session_id: str, attempt: int) -> dict[FileKind, FoundF
     Raises:
         ObjectMissing: a recorded file is gone from storage. StorageUnavailable, DatabaseUnavailable: tried again first.
     """
-    found = await asyncio.gather(*(asyncio.to_thread(_look, session_id, attempt, kind) for kind in FileKind))
-    return {kind: file for kind, file in zip(FileKind, found, strict=True) if file is not None}
+
+    async def look() -> dict[FileKind, FoundFile]:
+        found = await asyncio.gather(*(asyncio.to_thread(_look, session_id, attempt, kind) for kind in FileKind))
+        return {kind: file for kind, file in zip(FileKind, found, strict=True) if file is not None}
+
+    return await patiently(6, look)
 
 
 def _look(session_id: str, attempt: int, kind: FileKind) -> FoundFile | None:
     settings = current_settings()
     database, storage = database_for(settings), open_storage(settings)
     newest = storage.newest(file_prefix(session_id, attempt, kind))
-    if (
-        newest is not None
-        and not is_registered(database, newest)
-        and _usable(storage, newest, settings.max_bytes(kind))
-    ):
+    if newest is not None and not registered(database, [newest]) and _usable(storage, newest, settings.max_bytes(kind)):
         return FoundFile(storage_key=newest, recorded=None)
     recorded = get_attempt(database, session_id, attempt).files.of(kind)
     if recorded is None:
@@ -103,39 +103,54 @@ def _usable(storage: Storage, key: str, most_bytes: int) -> bool:
     return False
 
 
-@task(name="register file", task_run_name="register {kind}", cache_policy=NO_CACHE, **retried(6))
-async def register_file(session_id: str, attempt: int, kind: FileKind, storage_key: str) -> StoredFile:
-    """The size and SHA-256 of a file that another system put into storage: read from there, and recorded.
-
-    Not cached: the record is what keeps it, and a cached answer must not stand in for a row that is missing.
+@task(name="find file", **cached(SESSION_RESULTS, "session_id", "attempt", "kind", "storage_key"), **retried(6))
+async def find_file(session_id: str, attempt: int, kind: FileKind, storage_key: str) -> str:
+    """The storage key of a file whose size and SHA-256 are recorded; recorded now if another system put it there.
 
     Raises:
         SessionDecided: it came too late. StorageUnavailable, DatabaseUnavailable: tried again first.
     """
-    return await asyncio.to_thread(_register, session_id, attempt, kind, storage_key)
+    await asyncio.to_thread(_record, session_id, attempt, kind, storage_key)
+    return storage_key
 
 
-def _register(session_id: str, attempt: int, kind: FileKind, storage_key: str) -> StoredFile:
+FIND = {kind: find_file.with_options(name=f"find {kind.value.replace('_', ' ')}") for kind in FileKind}
+
+
+def _record(session_id: str, attempt: int, kind: FileKind, storage_key: str) -> None:
     settings = current_settings()
     database = database_for(settings)
-    recorded = get_attempt(database, session_id, attempt).files.of(kind)
-    if recorded is not None and recorded.storage_key == storage_key:
-        return recorded
+    if registered(database, [storage_key]):
+        return
     with tempfile.TemporaryDirectory(prefix="kycflow-") as folder:
         path = Path(folder) / "file"
         open_storage(settings).download(storage_key, path)
         sha256, size_bytes = hash_file(path)
     stored = StoredFile(storage_key=storage_key, sha256=sha256, size_bytes=size_bytes)
     register_upload(database, session_id, attempt, kind, stored, by="storage")
-    return stored
+
+
+async def found_before(decided: Attempt) -> None:
+    """Have the tasks that found a decided attempt's files tell of them once more."""
+    for kind in FileKind:
+        if (file := decided.files.of(kind)) is not None:
+            await FIND[kind](decided.session_id, decided.attempt, kind, file.storage_key)
 
 
 async def find_files(session_id: str, attempt: int) -> FilePair:
-    """What is there of both files, found by a task, and registered by another if the upload service has not."""
-    found = await look_for_files(session_id, attempt)
-    return FilePair(
-        **{
-            kind.value: file.recorded or await register_file(session_id, attempt, kind, file.storage_key)
-            for kind, file in found.items()
-        }
-    )
+    """What is there of both files: each that a look sees is found by a task of its own, and recorded by it.
+
+    Raises: as `look_for_files` and `find_file` do.
+    """
+    seen = await look_for_files(session_id, attempt)
+    for kind, file in seen.items():
+        # Where there is no row, as in an older database that was restored, a result of before is no answer.
+        find = FIND[kind] if file.recorded else FIND[kind].with_options(refresh_cache=True)
+        await find(session_id, attempt, kind, file.storage_key)
+    if all(file.recorded for file in seen.values()):
+        return FilePair(**{kind.value: file.recorded for kind, file in seen.items()})
+
+    async def recorded() -> FilePair:
+        return (await asyncio.to_thread(get_attempt, database_for(current_settings()), session_id, attempt)).files
+
+    return await patiently(6, recorded)

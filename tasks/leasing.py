@@ -5,7 +5,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Engine
@@ -39,16 +39,17 @@ def kept(engine: Engine, lease: Lease, seconds: float) -> Iterator[Lease]:
 
 
 @contextmanager
-def sign_of_life(name: str, owner: str, *, forget: bool) -> Iterator[None]:
+def sign_of_life(name: str, owner: str, *, forget: bool, runs: Callable[[], list[str]] | None = None) -> Iterator[None]:
     """Keep `name` claimed for `owner` while the block runs: who sees it expire knows that this process is gone.
 
     Never raises: work does not fail for its sign of life. A later claim by another owner ends this one.
 
     Args:
         forget: whether to remove it at the end; else it expires, and what it leaves behind is known to be orphaned.
+        runs: asked at each renewal: ids of the flow runs that a worker has. None: it does not tell.
     """
     settings = current_settings()
-    keeper = _Keeper(None, name, settings.lease_seconds, owner=owner, settings=settings, at_end=forget)
+    keeper = _Keeper(None, name, settings.lease_seconds, owner=owner, settings=settings, at_end=forget, runs=runs)
     keeper.start()
     try:
         yield
@@ -64,7 +65,7 @@ def owned(engine: Engine, name: str, owner: str, settings: Settings, deadline_se
     outage of the database all leases have expired, and their owners renew them first.
 
     Raises:
-        LeaseHeld: another owner has it for longer than the deadline.
+        LeaseHeld: another owner has it for longer than the deadline, and gives signs of life.
     """
     watched: tuple[int, float] | None = None
     over: int | None = None
@@ -72,7 +73,7 @@ def owned(engine: Engine, name: str, owner: str, settings: Settings, deadline_se
     waited = False
     while isinstance(found := take(engine, name, owner, settings.lease_seconds, over=over), Held):
         now = time.monotonic()
-        if now > end:
+        if now > end and not found.expired:  # else it is about to be given back, or to be taken over
             raise LeaseHeld(f"{name} is held by {found.owner} for more than {deadline_seconds:.0f} s.")
         if not found.expired:
             watched = over = None
@@ -106,23 +107,26 @@ class _Keeper(threading.Thread):
         owner: str = "",
         settings: Settings | None = None,
         at_end: bool = True,
+        runs: Callable[[], list[str]] | None = None,
     ) -> None:
         super().__init__(name=f"lease {lease if isinstance(lease, str) else lease.name}", daemon=True)
         self._engine, self._seconds, self._owner, self._settings = engine, seconds, owner, settings
         self._wanted = lease if isinstance(lease, str) else lease.name
         self._lease = None if isinstance(lease, str) else lease
-        self._end, self._at_end = threading.Event(), at_end
+        self._end, self._at_end, self._runs = threading.Event(), at_end, runs
 
     def run(self) -> None:
         pause = 0.0 if self._lease is None else self._seconds / RENEWALS
         trouble = False
         while not self._end.wait(pause):
-            pause = self._seconds / RENEWALS
+            pause, began = self._seconds / RENEWALS, time.monotonic()
             try:
                 if not self._renewed():
                     log.warning("lease lost", extra={"action": "lease.lost", "lease": self._wanted})
                     return
                 trouble = False
+                # After one that took long, what it tells is old.
+                pause = max(0.0, pause - (time.monotonic() - began))
             except KycflowError as exc:
                 pause = min(pause, RETRY_SECONDS)
                 if not trouble:
@@ -132,10 +136,11 @@ class _Keeper(threading.Thread):
     def _renewed(self) -> bool:
         if self._engine is None:
             self._engine = database_for(self._settings or current_settings())
+        runs = None if self._runs is None else self._runs()
         if self._lease is None:
-            self._lease = claim(self._engine, self._wanted, self._owner, self._seconds)
+            self._lease = claim(self._engine, self._wanted, self._owner, self._seconds, runs)
             return True
-        return renew(self._engine, self._lease, self._seconds)
+        return renew(self._engine, self._lease, self._seconds, runs)
 
     def stop(self) -> None:
         """End the thread and give the lease back. A database that does not answer lets it expire."""

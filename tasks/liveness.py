@@ -1,6 +1,6 @@
 """The sign of life of a flow run's execution, in SQL: from it the sweep knows whose process is gone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -24,9 +24,15 @@ def worker_lease(name: str) -> str:
 
 
 @contextmanager
-def worker_alive(name: str) -> Iterator[None]:
-    """Give a sign of life for a worker, and for all flow runs in its process, while the block runs."""
-    with sign_of_life(worker_lease(name), name, forget=False):
+def worker_alive(name: str, runs: Callable[[], Collection[UUID]] | None = None) -> Iterator[None]:
+    """Give a sign of life for a worker, and for all flow runs in its process, while the block runs.
+
+    Args:
+        runs: asked from a thread for the flow runs that the worker has, each from before it is Pending until its last
+            state is known. One that it does not have any more is lost. None: it does not tell.
+    """
+    told = None if runs is None else lambda: sorted(map(str, runs()))
+    with sign_of_life(worker_lease(name), name, forget=False, runs=told):
         _here.add(name)
         try:
             yield

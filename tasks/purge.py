@@ -36,6 +36,7 @@ from tasks.errors import RetryableError, is_retryable
 from tasks.retries import retried
 from tasks.settings import Settings, current_settings
 from tasks.storage import Storage, open_storage
+from tasks.storage.keys import RESULTS
 
 BATCH = 100
 DAY_SECONDS = 86_400
@@ -45,8 +46,8 @@ MOST_FAILURES = 10
 LINES = 1000
 """Of the audit trail, in one transaction."""
 
-ATTEMPT = re.compile(r"sessions/([a-z0-9][a-z0-9_-]{0,63})/([1-9][0-9]{0,3})/")
-COMPARISON = re.compile(r"comparisons/([0-9a-f]{64})/")
+ATTEMPT = re.compile(r"(?:results/)?sessions/([a-z0-9][a-z0-9_-]{0,63})/([1-9][0-9]{0,3})/")
+COMPARISON = re.compile(r"(?:results/)?comparisons/([0-9a-f]{64})/")
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -115,22 +116,24 @@ def markdown(purged: Purged, settings: Settings) -> str:
 def delete_orphans(settings: Settings, before: datetime, *, by: str) -> int:
     """Delete objects stored before a moment that belong to nothing; how many.
 
-    What lies under `sessions/` belongs to an attempt that is not erased, what lies under `comparisons/` to a row.
-    Everything that an evaluation put into storage is only kept for this long.
+    What lies under `sessions/` belongs to an attempt that is not erased, what lies under `comparisons/` to a row; so
+    does what lies under `results/`. Everything that an evaluation put into storage is only kept for this long.
 
     Raises:
         StorageUnavailable, DatabaseUnavailable, ConfigurationError. LeaseHeld: a comparison is being computed.
     """
     database, storage = database_for(settings), open_storage(settings)
     count = 0
-    for keys in _old(storage, "sessions/", before):
-        count += _delete(storage, _of_no_attempt(database, keys))
-    for keys in _old(storage, "comparisons/", before):
-        found = {key: COMPARISON.match(key) for key in keys}
-        named = {match[1] for match in found.values() if match is not None}
-        for comparison_key in sorted(named - known_comparisons(database, named)):
-            count += erase_comparison(comparison_key, by=by).objects
-        count += _delete(storage, [key for key, match in found.items() if match is None])
+    for prefix in ("sessions/", f"{RESULTS}sessions/"):
+        for keys in _old(storage, prefix, before):
+            count += _delete(storage, _of_no_attempt(database, keys))
+    for prefix in ("comparisons/", f"{RESULTS}comparisons/"):
+        for keys in _old(storage, prefix, before):
+            found = {key: COMPARISON.match(key) for key in keys}
+            named = {match[1] for match in found.values() if match is not None}
+            for comparison_key in sorted(named - known_comparisons(database, named)):
+                count += erase_comparison(comparison_key, by=by).objects
+            count += _delete(storage, [key for key, match in found.items() if match is None])
     for keys in _old(storage, "evaluations/", before):
         count += _delete(storage, keys)
     return count

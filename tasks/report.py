@@ -1,119 +1,100 @@
-"""What people see in the Prefect UI when a session has ended: a state named after the decision, and an artifact."""
+"""What people see in the Prefect UI when a session has ended, beside its run's state: a tag, and an artifact."""
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Any
+import time
 
-from prefect.artifacts import acreate_markdown_artifact
-from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 
-from tasks.contracts import Comparison, Decision, DecisionKind
+from tasks.contracts import Comparison, Decision
 from tasks.database import database_for
 from tasks.database.comparisons import get_comparison
-from tasks.dispatch import prefect_errors
-from tasks.errors import RetryableError
-from tasks.faces.quality import figures
-from tasks.recovery import UNAVAILABLE
+from tasks.dispatch import AGAIN_SECONDS, prefect_api, worth_telling_again
+from tasks.errors import OrchestratorUnavailable
+from tasks.retries import patiently
 from tasks.settings import current_settings
+from tasks.states import DECIDED, decision_tags, next_step
 
 log = logging.getLogger(__name__)
 
-_FACES = (
-    *("Face", "Similarity", "Weight"),
-    *("Eye distance", "Sharpness", "Brightness", "Contrast", "Yaw", "Pitch", "Confidence"),
-)
-STATE_NAMES = {
-    DecisionKind.MATCH: "Match",
-    DecisionKind.REVIEW: "Review",
-    DecisionKind.NO_MATCH: "NoMatch",
-    DecisionKind.REJECTED: "Rejected",
-    DecisionKind.EXPIRED: "Expired",
-}
 
+async def publish_decision(decision: Decision, run: FlowRun | None = None) -> None:
+    """Give the run the decision's tag and artifact: ids, sums and the reason, never a score or a picture.
 
-def final_state(decision: Decision) -> State[Any]:
-    """The run's final state. An answer is always Completed: only a fault of ours fails a run."""
-    return Completed(name=STATE_NAMES[decision.decision], message=_reason(decision))
+    Args:
+        run: whose they are. None: the current run's.
 
-
-def unavailable(error: RetryableError) -> State[Any]:
-    """The state of a run that ends by a fault that may pass: the sweep starts the same run again."""
-    return Failed(name=UNAVAILABLE, message=f"{type(error).__name__}: {error}")
-
-
-def _reason(decision: Decision) -> str:
-    score = "" if decision.similarity is None else f", similarity {decision.similarity:.3f}"
-    return f"{decision.reason.value}{score}"
-
-
-async def publish_decision(decision: Decision) -> None:
-    """Write the run's artifact: ids, sums and scores only, never a picture.
-
-    Never raises: the decision stands whether or not it is shown. Prefect's client tries a call again by itself.
+    Never raises: the decision stands whether or not it is shown. While Prefect is away, it is tried again: who sets the
+    run's last state waits for that, too.
     """
     try:
+        if run is None:
+            context = FlowRunContext.get()
+            run = None if context is None else context.flow_run
         comparison = None
-        if decision.comparison_key is not None:
-            comparison = await asyncio.to_thread(
-                get_comparison, database_for(current_settings()), decision.comparison_key
+        if (key := decision.comparison_key) is not None:
+            comparison = await patiently(
+                7, lambda: asyncio.to_thread(get_comparison, database_for(current_settings()), key)
             )
-        with prefect_errors():
-            await acreate_markdown_artifact(
-                key=f"decision-{decision.session_id}-{decision.attempt}".replace("_", "-"),
-                markdown=markdown(decision, comparison),
-                description=f"{STATE_NAMES[decision.decision]}: {_reason(decision)}",
-            )
+        artifact = ArtifactCreate(
+            key=f"decision-{decision.session_id}-{decision.attempt}".replace("_", "-"),
+            type="markdown",
+            data=markdown(decision, comparison),
+            description=f"{DECIDED[decision.decision]}: {decision.reason.value}",
+            flow_run_id=None if run is None else run.id,
+        )
+        await _publish(artifact, run, decision)
     except Exception:
         ids = {"session_id": decision.session_id, "attempt": decision.attempt}
-        log.exception("no artifact of the decision", extra={"action": "decision.artifact", **ids})
+        log.exception("the decision is not shown in full", extra={"action": "decision.unshown", **ids})
+
+
+async def _publish(artifact: ArtifactCreate, run: FlowRun | None, decision: Decision) -> None:
+    began = time.monotonic()
+    while True:
+        try:
+            async with prefect_api() as client:
+                if run is not None:
+                    await client.update_flow_run(run.id, tags=decision_tags(run.tags, decision.decision))
+                await client.create_artifact(artifact)
+            return
+        except OrchestratorUnavailable as exc:
+            if not worth_telling_again(exc.__cause__, began):
+                raise
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 def markdown(decision: Decision, comparison: Comparison | None) -> str:
     """The artifact's text, Markdown."""
+    session_id = decision.session_id
     rows = [
-        ("Session", f"`{decision.session_id}`, attempt {decision.attempt}"),
-        ("Decision", f"**{STATE_NAMES[decision.decision]}**"),
+        ("Session", f"`{session_id}`, attempt {decision.attempt}"),
+        ("Decision", f"**{DECIDED[decision.decision]}**"),
         ("Reason", f"`{decision.reason.value}`"),
+        ("Next step", next_step(decision.decision)),
+        ("Decided", f"{decision.decided_at:%Y-%m-%d %H:%M:%S} UTC"),
     ]
-    if decision.similarity is not None and decision.thresholds is not None:
-        bounds = f"match from {decision.thresholds.match:.3f}, review from {decision.thresholds.review:.3f}"
-        rows.append(("Similarity", f"**{decision.similarity:.3f}** ({bounds}; cosine, -1 to 1)"))
-    if decision.detail:
-        rows.append(("Detail", decision.detail))
-    rows.append(("Decided", f"{decision.decided_at:%Y-%m-%d %H:%M:%S} UTC"))
-    text = ["# Decision", _table(("What", "Value"), rows)]
     if comparison is None:
-        return "\n\n".join(text)
-
+        return _page(decision, rows)
     result, engine = comparison.result, comparison.engine
-    used = [("Frames", f"{len(result.frames)} used of {result.frames_looked_at} looked at")]
-    if result.spread is not None:
-        used.append(("Spread", f"{result.spread:.3f} (smallest similarity between two frames)"))
-    if result.motion is not None:
-        used.append(("Motion of the face", f"{result.motion:.3f}"))
-    if result.anti_spoofing is not None:
-        used.append(("Anti-spoofing", f"takes {result.anti_spoofing:.0%} of the frames for real"))
-    elif result.similarity is not None:
-        used.append(("Anti-spoofing", "off"))
-    used += [
+    # A wide cell lies over the column beside it in version 2 of the UI, and is cut off in version 1.
+    weights = "<br>".join(f"{name} `{sha256[:12]}…`" for name, sha256 in engine.weights_sha256.items())
+    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items() if stage != "total")
+    rows += [
+        ("Scores", f"`kycflow status {session_id}`<br>`GET /sessions/{session_id}`"),
+        ("Frames", f"{len(result.frames)} used of {result.frames_looked_at} looked at"),
         ("Models", f"{engine.recogniser} with {engine.detector}, {engine.backend}, on {result.device}"),
-        ("Weights", "<br>".join(f"{name} `{sha256[:12]}…`" for name, sha256 in engine.weights_sha256.items())),
-        ("Time", ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())),
+        ("Weights", weights),
+        ("Time", f"{result.seconds.get('total', sum(result.seconds.values())):.2f} s: {stages}"),
         ("Computation started", "once" if comparison.computations == 1 else f"{comparison.computations} times"),
         ("Comparison", f"`{comparison.comparison_key}`"),
     ]
-    if comparison.picture_key:
-        used.append(("Picture for reviewers", "in storage, at `comparisons/<comparison>/faces.jpg`"))
-    text += ["## Comparison", _table(("What", "Value"), used)]
-    faces = [("ID image", "", "", result.reference)] if result.reference is not None else []
-    faces += [(f"{f.time_seconds:.2f} s", f"{f.similarity:.3f}", f"{f.weight:.0%}", f.quality) for f in result.frames]
-    if faces:
-        text += ["## Faces", _table(_FACES, [(*face[:3], *figures(face[3])) for face in faces])]
-    return "\n\n".join(text)
+    picture = comparison.picture_key and f"\n\nPicture for reviewers, in storage:\n\n```\n{comparison.picture_key}\n```"
+    return _page(decision, rows) + (picture or "")
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def _page(decision: Decision, rows: list[tuple[str, str]]) -> str:
+    lines = [("What", "Value"), ("---", "---"), *rows]
+    return f"# {DECIDED[decision.decision]}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

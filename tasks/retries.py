@@ -1,10 +1,17 @@
 """How tasks are tried again: only errors that may pass, with growing, capped and jittered pauses."""
 
-from typing import Any, TypedDict
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypedDict, TypeVar
 
-from tasks.errors import is_retryable
+from tasks.errors import RetryableError, is_retryable
 
 LONGEST_PAUSE_SECONDS = 20
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
@@ -33,3 +40,14 @@ def retried(tries: int) -> RetryOptions:
         retry_jitter_factor=0.5,
         retry_condition_fn=_may_pass,
     )
+
+
+async def patiently(tries: int, look: Callable[[], Awaitable[T]]) -> T:
+    """What a look gives that is no task, as it would only fill the UI: tried like a task, see `retried`."""
+    for pause in retried(tries)["retry_delay_seconds"]:
+        try:
+            return await look()
+        except RetryableError as exc:
+            log.warning("tried again: %s", exc, extra={"action": "look.tried_again"})
+            await asyncio.sleep(pause * random.uniform(1, 1.5))  # noqa: S311 - jitter
+    return await look()

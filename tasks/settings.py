@@ -12,10 +12,14 @@ from tasks.contracts import FileKind, Sha256
 
 MIB = 1024 * 1024
 PREFIX = "KYCFLOW_"
+HOSTS_PATTERN = r"^ *(\*\.)?[A-Za-z0-9.-]+ *(, *(\*\.)?[A-Za-z0-9.-]+ *)*$"
 
 
 def _default_state_dir() -> Path:
-    """`.kycflow` in the checkout, whatever the working directory: Prefect starts flow runs in a temporary one."""
+    """`.kycflow` in the checkout, whatever the working directory: Prefect starts flow runs in a temporary one.
+
+    Without a checkout it is in the working directory, and `kycflow worker` tells its flow runs where that was.
+    """
     checkout = Path(__file__).parent.parent
     return (checkout if (checkout / "prefect.yaml").exists() else Path.cwd()) / ".kycflow"
 
@@ -27,7 +31,8 @@ class Settings(BaseSettings):
 
     state_dir: Path = Field(
         default_factory=_default_state_dir,
-        description="Folder for everything written on this machine. Empty: `.kycflow` in the checkout.",
+        description="Folder for everything written on this machine. Empty: `.kycflow` in the checkout, or, "
+        "where kycflow is installed without one, in the current folder.",
     )
     database_url: str | None = Field(
         None,
@@ -45,14 +50,12 @@ class Settings(BaseSettings):
     session_deadline_seconds: int = Field(
         3600, ge=5, le=604_800, description="How long a session waits for both files, from its creation."
     )
-    first_look_seconds: float = Field(
+    look_seconds: float = Field(
         10,
         ge=1,
         le=3600,
-        description="First interval between looks for missing files that another system puts into storage; later ones "
-        "grow.",
+        description="How often the sweep looks through storage for files that another system puts there.",
     )
-    longest_look_seconds: float = Field(300, ge=1, le=86_400, description="Longest interval between looks.")
 
     max_id_image_bytes: int = Field(20 * MIB, ge=1024, description="Largest ID image accepted.")
     max_id_image_pixels: int = Field(50_000_000, ge=10_000, description="Most pixels of an ID image, when decoded.")
@@ -109,16 +112,6 @@ class Settings(BaseSettings):
         {}, description="JSON object, file name to SHA-256, for weights that kycflow does not pin itself."
     )
 
-    comparison_patience_seconds: float = Field(
-        15,
-        ge=0,
-        le=3600,
-        description="How long a session's run keeps a process of its own while its comparison is computed. After that "
-        "it waits without one, and is woken.",
-    )
-    comparison_wait_seconds: float = Field(
-        900, ge=10, le=86_400, description="How long a comparison's run waits for another one that computes the same."
-    )
     lease_seconds: float = Field(
         10,
         ge=1,
@@ -126,19 +119,17 @@ class Settings(BaseSettings):
         description="How long work is taken to go on without a sign of life. It is renewed four times in that time.",
     )
     most_recoveries: int = Field(
-        5, ge=0, le=100, description="How often a flow run is started again after a fault before it is given up."
+        20,
+        ge=0,
+        le=100,
+        description="How often a flow run is started again after it crashed, or its process was lost, before it is "
+        "given up.",
     )
 
     worker_type: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")] = Field(
         "resident",
         description="Type of the work pools that `kycflow up` and `kycflow deploy` create: `resident`, or a type of "
         "Prefect's such as `process` or `kubernetes`.",
-    )
-    sessions_pool: Literal["gpu", "sessions"] | None = Field(
-        None,
-        description="Work pool whose workers follow sessions, as `kycflow deploy` sets it. `gpu`: a session's run "
-        "compares its files itself. `sessions`: it asks the pool gpu for a run that does. Empty: `gpu` for resident "
-        "workers, which have the engine loaded, else `sessions`.",
     )
     drain_seconds: float = Field(
         30,
@@ -173,11 +164,15 @@ class Settings(BaseSettings):
     )
     host: str = Field(
         "127.0.0.1",
-        description="Address that the upload API of `kycflow up` listens on. Its Prefect server has no login "
-        "and stays on 127.0.0.1.",
+        description="Address that the upload API of `kycflow up` listens on. Its Prefect server stays on 127.0.0.1.",
     )
     api_port: int = Field(8420, ge=1, le=65_535, description="Port of the upload API; the next free one if taken.")
     prefect_port: int = Field(4200, ge=1, le=65_535, description="Port of Prefect's server; likewise.")
+    prefect_hosts: Annotated[str, StringConstraints(pattern=HOSTS_PATTERN)] | None = Field(
+        None,
+        description="Names, separated by commas, under which kycflow's Prefect server may be addressed beside "
+        "`localhost` and `127.0.0.1`; `*.example.com` for all of a domain. Requests for other hosts are refused.",
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -5,16 +5,16 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import State, StateType
-from prefect.states import Scheduled
+from prefect.client.schemas.objects import StateType
 
 from tasks.contracts import Attempt, Status
 from tasks.database import database_for
 from tasks.database.attempts import API, note_run, session_decided, take_up
-from tasks.dispatch import WAITING, prefect_api, read_runs, start_or_wake
+from tasks.dispatch import prefect_api, read_runs, start_or_wake
 from tasks.ending import at_rest, cancel_session
 from tasks.errors import OrchestratorUnavailable
 from tasks.settings import current_settings
+from tasks.states import WAITING, woken
 
 CANCELLED = {StateType.CANCELLED, StateType.CANCELLING}
 PATIENCE_SECONDS = 15
@@ -81,7 +81,7 @@ async def _set_going(attempt: Attempt) -> bool:
             for state in [run.state for run in runs]:
                 if state is None or state.is_final() or state.name in WAITING:
                     due = await _due(client, attempt.flow_run_id)
-                    again: State[None] = Scheduled(scheduled_time=due, message=f"Resumed, for {due:%H:%M:%S} UTC")
+                    again = woken(f"Resumed, for {due:%H:%M:%S} UTC", due)
                     await client.set_flow_run_state(attempt.flow_run_id, again, force=True)
     except TimeoutError as exc:
         raise OrchestratorUnavailable(

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import httpx
 
-from deployments.stack import LOOPBACK, stop_tree
+from deployments.prefect_access import SERVER_SECRET
+from deployments.stack import LOOPBACK
+from deployments.stopping import stop_tree
 from tests.system import START_SECONDS, eventually
 
 
@@ -26,6 +28,8 @@ def prefect_server(home: Path, *arguments: str, **variables: str) -> Iterator[st
     with socket.create_server((LOOPBACK, 0)) as free:
         port = free.getsockname()[1]
     address = f"http://{LOOPBACK}:{port}/api"
+    user, _, password = variables.get(SERVER_SECRET, "").partition(":")
+    login = (user, password) if user else None
     environment = without_settings()
     environment |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **variables}
 
@@ -42,7 +46,8 @@ def prefect_server(home: Path, *arguments: str, **variables: str) -> Iterator[st
         assert process.poll() is None, (home / "server.log").read_text()
         try:
             # Its home, as another test run may have taken the port.
-            return httpx.get(f"{address}/admin/settings", timeout=5).json()["home"] == str(home) or None
+            answer = httpx.get(f"{address}/admin/settings", auth=login, timeout=5)
+            return answer.json()["home"] == str(home) or None
         except httpx.TransportError:
             return None
 

@@ -11,18 +11,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
+import httpx
 import psutil
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings.legacy import Setting
 from sqlalchemy import Engine, select
 
 from deployments.client import UploadClient
-from deployments.provision import sessions_pool
+from deployments.prefect_access import client_settings, read_secret
 from deployments.stack import Addresses, running
 from tasks.contracts import FileKind, StoredFile
 from tasks.database import database_for
@@ -37,6 +39,8 @@ from tasks.storage.keys import new_file_key
 START_SECONDS = 180
 DECISION_SECONDS = 600
 T = TypeVar("T")
+IN_THE_BACKGROUND = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+"""Before a command: starts it as a script's shell does what it puts into the background, with SIGINT ignored."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,19 @@ class System:
         return self.settings.worker_type == "resident"
 
     @property
-    def sessions_pool(self) -> str:
-        """Whose workers follow sessions."""
-        return sessions_pool(self.settings)
+    def prefect_settings(self) -> dict[Setting, Any]:
+        """Prefect's settings for calls to its API."""
+        return {**client_settings(self.settings, self.addresses)}
+
+    @property
+    def prefect_variables(self) -> dict[str, str]:
+        """The same, as variables of a process."""
+        return {"PREFECT_API_URL": self.addresses.prefect_api, "PREFECT_API_AUTH_STRING": read_secret(self.settings)}
+
+    def prefect_http(self) -> httpx.Client:
+        """Its Prefect API without Prefect's client."""
+        user, _, password = read_secret(self.settings).partition(":")
+        return httpx.Client(base_url=self.addresses.prefect_api, auth=(user, password), timeout=60)
 
     @property
     def database(self) -> Engine:
@@ -106,7 +120,7 @@ class System:
         """Ask its Prefect API something."""
 
         async def ask() -> T:
-            async with PrefectClient(self.addresses.prefect_api) as client:
+            async with PrefectClient(self.addresses.prefect_api, auth_string=read_secret(self.settings)) as client:
                 return await call(client)
 
         return asyncio.run(ask())
@@ -155,12 +169,12 @@ def eventually(look: Callable[[], T | None], seconds: float = DECISION_SECONDS) 
 @contextmanager
 def kycflow_up(state_dir: Path, weights_dir: Path, **variables: str) -> Iterator[System]:
     """Start `kycflow up`, wait until it is ready; stop it with Ctrl-C's signal and see that no process is left."""
-    state_dir.mkdir(parents=True)
+    state_dir.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("KYCFLOW_", "PREFECT_"))}
     environment |= {
         "KYCFLOW_STATE_DIR": str(state_dir),
         "KYCFLOW_MODELS_FOLDER": str(weights_dir),
-        "KYCFLOW_FIRST_LOOK_SECONDS": "5",
+        "KYCFLOW_LOOK_SECONDS": "3",
         **variables,
     }
     with (state_dir / "up.log").open("wb") as log:

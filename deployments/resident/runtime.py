@@ -6,7 +6,6 @@ The loop has a thread of its own, so that a flow that blocks it stops neither th
 import asyncio
 import concurrent.futures
 import contextvars
-import logging
 import queue
 import threading
 from collections.abc import Callable, Coroutine
@@ -27,14 +26,13 @@ from deployments.resident.engine import (
     engine_for,
     sync_client_context,
 )
-from deployments.server_configuration import HEARTBEAT_SECONDS
 from tasks.threads import Stopped, raise_in
-
-log = logging.getLogger(__name__)
+from tasks.waiting import quiet
 
 
 @dataclass
 class _Execution:
+    flow_run: FlowRun
     engine: AsyncEngine | SyncEngine
     task: "asyncio.Task[None] | None" = None
     thread: threading.Thread | None = None
@@ -60,6 +58,7 @@ class Runtime:
 
     def start(self) -> None:
         """Start the loop."""
+        quiet()
         self._thread.start()
         while not self._ready.wait(0.1):
             if not self._thread.is_alive():
@@ -73,9 +72,9 @@ class Runtime:
             self._idle.pop().work.put(None)
 
     @property
-    def running(self) -> list[UUID]:
+    def running(self) -> dict[UUID, FlowRun]:
         """The flow runs that are being executed."""
-        return list(self._executions)
+        return {execution.flow_run.id: execution.flow_run for execution in list(self._executions.values())}
 
     async def execute(self, flow: Flow[..., Any], flow_run: FlowRun) -> Stop | None:
         """Execute a flow run to its end; its state tells how that was.
@@ -85,7 +84,7 @@ class Runtime:
         Raises:
             Exception: its state could not be set, or the engine could not begin.
         """
-        execution = _Execution(engine_for(flow, flow_run, self._worker_name))
+        execution = _Execution(flow_run, engine_for(flow, flow_run, self._worker_name))
         self._executions[flow_run.id] = execution
         try:
             if isinstance(execution.engine, AsyncEngine):
@@ -151,18 +150,7 @@ class Runtime:
             async with client_context():
                 self._base = contextvars.copy_context()
                 self._ready.set()
-                beats = asyncio.create_task(self._beats())
                 await self._end.wait()
-                beats.cancel()
-
-    async def _beats(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-            for execution in list(self._executions.values()):
-                try:
-                    execution.engine.beat()
-                except Exception:
-                    log.exception("no heartbeat sent")
 
     async def _run_async(self, execution: _Execution, engine: AsyncEngine) -> None:
         with execution.lock:

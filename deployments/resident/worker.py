@@ -7,33 +7,43 @@ neighbours along. Job variables that ask for something else are refused when a r
 """
 
 import asyncio
+import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import anyio
 import httpx
 import psutil
 from anyio.abc import TaskStatus
-from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import Abort, ObjectNotFound
 from prefect.settings import PREFECT_WORKER_ENABLE_CANCELLATION, temporary_settings
-from prefect.states import Pending
+from prefect.states import Crashed, Pending
 from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import PrivateAttr
 
+from deployments.provision import other_type
 from deployments.resident.code import FlowCode
 from deployments.resident.engine import Stop, handed_back
 from deployments.resident.runtime import Runtime
-from tasks.dispatch import on_worker
+from tasks.dispatch import AGAIN_SECONDS, SWEEP, is_away, on_worker, worth_telling_again
 from tasks.errors import ConfigurationError
 from tasks.settings import MIB, Settings
 
@@ -41,8 +51,18 @@ DEPLOYMENT_SECONDS = 20
 """How long a deployment is taken to be as it was read."""
 WATCH_SECONDS = 5
 AWAY_SECONDS = 2
-STOP_SECONDS = 5
+CANCELLING_SECONDS = 3
+"""Between two looks for running flow runs that are to be cancelled. Prefect tells of them at once, but after a lost
+connection its 3.8 asks each two minutes only, and no more after a few failures; its 3.9 may be silent for five."""
+LOOK_SECONDS = 5
+"""The most that such a look takes: within one call, Prefect's client waits up to 32 s before it tries again."""
+STOP_SECONDS = 3
 """What a run has to end when it is stopped at the end of the worker. After that it is left to the process' end."""
+TELL_SECONDS = 1.5
+"""What Prefect's server has to take note of runs that did not end in time. After that the sweep finds them."""
+END_SECONDS = 6
+"""From the begin of its end to that of its process. Prefect's own closing would try a server that is gone for a minute,
+and `kycflow up` kills what takes longer."""
 AGAIN_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: the worker ended to be started again."""
 SWITCH_SECONDS = 0.0005
@@ -91,6 +111,8 @@ class ResidentWorkerResult(BaseWorkerResult):
 class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, ResidentWorkerResult]):
     """Executes flow runs in its own process. See the module."""
 
+    owns_process: ClassVar[bool] = False
+    """Whether nothing else is in its process, which it may end when Prefect's own closing takes too long."""
     type = "resident"
     job_configuration = ResidentJobConfiguration
     job_configuration_variables = ResidentVariables
@@ -109,10 +131,13 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
         self._code = FlowCode()
         self._deployments: dict[UUID, tuple[float, DeploymentResponse]] = {}
         self._warm = self._draining = self._drained = self._ending = self._polling = False
+        self._ours = True
+        """Whether the pool is of this worker's type."""
         self._taken: deque[UUID | None] = deque(maxlen=1000)
         self._exit_code = 0
         self._main: asyncio.Task[Any] | None = None
         self._drainer: asyncio.Task[None] | None = None
+        self._canceller: asyncio.Task[None] | None = None
 
     async def start(
         self, run_once: bool = False, with_healthcheck: bool = False, printer: Callable[..., None] = print
@@ -141,25 +166,32 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
             # Prefect's command ends at once at this signal.
             signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(self._drain_soon, "it was told to end"))
         await self._warm_up()
+        self._canceller = asyncio.create_task(self._look_for_cancelled())
         if self._runs_task_group is not None:
             self._runs_task_group.start_soon(self._watch)
 
     async def teardown(self, *exc_info: Any) -> None:
-        """Hand back what still runs, and end."""
+        """Hand back what still runs, and end, whether Prefect's server is there or not."""
         self._draining = True
+        if self.owns_process:
+            end = threading.Timer(END_SECONDS, self._end_now)
+            end.daemon = True
+            end.start()
         with anyio.CancelScope(shield=True):
             await self._hand_back()
+        if self._canceller is not None:
+            self._canceller.cancel()
         await super().teardown(*exc_info)
         self._runtime.close()
 
     def is_worker_still_polling(self, query_interval_seconds: float) -> bool:
-        """Whether it is ready: warm, not draining, its loop not blocked, and polling."""
-        ready = self._warm and not self._draining and self._runtime.responds(1)
+        """Whether it is ready: warm, its pool as it should be, not draining, its loop not blocked, and polling."""
+        ready = self._warm and self._ours and not self._draining and self._runtime.responds(1)
         return ready and super().is_worker_still_polling(query_interval_seconds)
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
-        """Take flow runs that are due, unless it is being drained."""
-        if self._draining or not self._warm:
+        """Take flow runs that are due, unless it is being drained, or its pool is not what it was."""
+        if self._draining or not self._warm or not self._ours:
             return []
         return await super().get_and_submit_flow_runs()
 
@@ -182,9 +214,9 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
         # One that was taken just before the end is not begun.
         match Stop.HAND_BACK if self._ending else await self._runtime.execute(flow, flow_run):
             case Stop.CANCEL:
-                await self._mark_flow_run_as_cancelled(flow_run)
+                await self._surely(flow_run, lambda: self._mark_flow_run_as_cancelled(flow_run))
             case Stop.HAND_BACK:
-                await self.client.set_flow_run_state(flow_run.id, handed_back(self.name), force=True)
+                await self.client.set_flow_run_state(flow_run.id, handed_back(flow_run, self.name), force=True)
         return ResidentWorkerResult(identifier=str(flow_run.id), status_code=0)
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
@@ -192,23 +224,49 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
 
         It reads deployment and flow for each run, and tells the run's labels, a state Submitting and a process id.
         """
+        taken = False
         try:
             deployment = await self._deployment(flow_run)
             if deployment is None:
                 await self._mark_flow_run_as_cancelled(flow_run, {"message": "Its deployment no longer exists."})
                 return
             configuration = ResidentJobConfiguration.of(flow_run, deployment)
-            if await self._take(flow_run):
+            if taken := await self._take(flow_run):
                 await self.run(flow_run, configuration)
                 self._poll_soon()
         except Exception as exc:
+            if is_away(exc) and not taken:  # it is still due, or this worker does not tell that it has it: not lost
+                self._logger.warning("Flow run %s is not taken: %s", flow_run.id, exc)
+                return
             self.get_flow_run_logger(flow_run).exception("Flow run could not be executed.")
-            await self._propose_crashed_state(flow_run, f"{type(exc).__name__}: {exc}")
+            crashed: State[Any] = Crashed(message=f"{type(exc).__name__}: {exc}")
+            await self._surely(flow_run, lambda: self._tell(flow_run, crashed))
         finally:
             self._submitting_flow_run_ids.discard(flow_run.id)
             if self._cancelling_observer is not None:
                 self._cancelling_observer.remove_in_flight_flow_run_id(flow_run.id)
             self._release_limit_slot(flow_run.id)
+
+    async def _surely(self, flow_run: FlowRun, tell: Callable[[], Awaitable[object]]) -> None:
+        """Tell how a run ended until that is known, unless the worker ends, or the run has another state meanwhile."""
+        own = flow_run.state and flow_run.state.id
+        began, again = time.monotonic(), False
+        while not self._ending:
+            try:
+                found = (await self.client.read_flow_run(flow_run.id)).state if again else None
+                if found is None or found.id == own or found.is_cancelling():
+                    await tell()
+                return
+            except Exception as exc:
+                if not worth_telling_again(exc, began):
+                    self._logger.exception("How flow run %s ended is not told.", flow_run.id)
+                    return
+            again = True
+            await anyio.sleep(AGAIN_SECONDS)
+
+    async def _tell(self, flow_run: FlowRun, state: State[Any]) -> None:
+        with suppress(Abort, ObjectNotFound):  # it has ended, or was deleted
+            await propose_state(self.client, state, flow_run_id=flow_run.id)
 
     async def _take(self, flow_run: FlowRun) -> bool:
         """Whether the run is this worker's: Prefect gives the state Pending once.
@@ -283,6 +341,14 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
                 self._logger.warning("Prefect's server does not answer; asked again: %s", exc)
                 await anyio.sleep(AWAY_SECONDS)
 
+    def _record_work_pool_snapshot(self, work_pool: WorkPool) -> None:
+        was, self._ours = self._ours, work_pool.type == self.type
+        if was and not self._ours:
+            self._logger.error("It takes no flow runs: %s", other_type(work_pool.name, work_pool.type, self.type))
+        elif self._ours and not was:
+            self._logger.info("Work pool %s is of type %s again.", work_pool.name, self.type)
+        super()._record_work_pool_snapshot(work_pool)
+
     async def _setup_cancellation_observer(self) -> None:
         # Off by default, as other types of worker leave it to a run's own process.
         with temporary_settings({PREFECT_WORKER_ENABLE_CANCELLATION: True}):
@@ -291,6 +357,24 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
     async def _cancel_run(self, flow_run_id: UUID) -> None:
         if not self._runtime.stop(flow_run_id, Stop.CANCEL):
             await super()._cancel_run(flow_run_id)
+
+    async def _look_for_cancelled(self) -> None:
+        while True:
+            await anyio.sleep(CANCELLING_SECONDS)
+            if not (running := list(self._runtime.running)):
+                continue
+            cancelling = FlowRunFilter(
+                id=FlowRunFilterId(any_=running),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),
+            )
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    found = await self.client.read_flow_runs(flow_run_filter=cancelling)
+            except Exception as exc:  # whatever it is: one failed look must not be the last
+                self._logger.debug("not asked for cancelled runs: %s", exc)
+                continue
+            for run in found:
+                self._runtime.stop(run.id, Stop.CANCEL)
 
     async def _watch(self) -> None:
         """End before memory does."""
@@ -306,6 +390,9 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
         if not self._draining:
             self._draining = True
             self._logger.info("Worker takes no more flow runs, as %s; %d are running.", why, len(self._runtime.running))
+            for run in self._runtime.running.values():
+                if SWEEP in run.tags:  # which would go on for hours
+                    self._runtime.stop(run.id, Stop.HAND_BACK)
             self._drainer = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
@@ -320,14 +407,23 @@ class ResidentWorker(BaseWorker[ResidentJobConfiguration, ResidentVariables, Res
         for flow_run_id in self._runtime.running:
             self._runtime.stop(flow_run_id, Stop.HAND_BACK)
         await _until(lambda: not self._submitting_flow_run_ids, STOP_SECONDS)
-        for flow_run_id in self._runtime.running:
-            if flow_run_id not in self._runtime.running:  # it has been handed back meanwhile
-                continue
-            self._logger.warning("Flow run %s does not stop; it is handed back all the same.", flow_run_id)
-            try:
-                await self.client.set_flow_run_state(flow_run_id, handed_back(self.name), force=True)
-            except Exception:
-                self._logger.exception("Flow run %s is not handed back; the sweep does it.", flow_run_id)
+        left = self._runtime.running
+        with anyio.move_on_after(TELL_SECONDS) as telling:
+            await asyncio.gather(*(self._hand_back_all_the_same(flow_run) for flow_run in left.values()))
+        if telling.cancelled_caught:
+            self._logger.warning("Prefect's server does not answer: what is not handed back, the sweep finds.")
+
+    async def _hand_back_all_the_same(self, flow_run: FlowRun) -> None:
+        self._logger.warning("Flow run %s does not stop; it is handed back all the same.", flow_run.id)
+        try:
+            await self.client.set_flow_run_state(flow_run.id, handed_back(flow_run, self.name), force=True)
+        except Exception:
+            self._logger.exception("Flow run %s is not handed back; the sweep does it.", flow_run.id)
+
+    def _end_now(self) -> None:
+        # Not logged: handlers may be what does not end.
+        print(f"Worker {self.name!r} did not end in {END_SECONDS} s, and is ended.", flush=True)  # noqa: T201
+        os._exit(self._exit_code)
 
 
 async def _until(true: Callable[[], bool], seconds: float) -> None:

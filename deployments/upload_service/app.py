@@ -1,4 +1,4 @@
-"""The upload service. Start it with `uvicorn --factory deployments.upload_service.app:create_app`."""
+"""The upload service's application. `kycflow serve` runs it."""
 
 import asyncio
 from collections.abc import AsyncIterator

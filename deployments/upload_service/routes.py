@@ -10,7 +10,7 @@ from sqlalchemy import text
 from deployments.upload_service.models import AuditView, Health, NewSession, SessionView, UploadView
 from deployments.upload_service.problems import declared
 from deployments.upload_service.uploads import Uploads
-from tasks.contracts import AttemptNumber, FileKind, SessionId
+from tasks.contracts import Attempt, AttemptNumber, FileKind, SessionId
 from tasks.database.attempts import API, next_attempt, open_attempt
 from tasks.database.audit import trail
 from tasks.database.engine import reading
@@ -61,6 +61,7 @@ async def create_session(new: NewSession, service: Service, response: Response) 
     """Create a session. Repeated: 200 with what is there, its deadline unchanged."""
     seconds = new.deadline_seconds or service.settings.session_deadline_seconds
     attempt, made = await asyncio.to_thread(open_attempt, service.engine, new.session_id, 1, seconds)
+    await _show(service, attempt)
     response.status_code = 201 if made else 200
     return SessionView.of(attempt)
 
@@ -111,7 +112,15 @@ async def read_audit(session_id: SessionId, service: Service) -> AuditView:
 async def create_attempt(session_id: SessionId, service: Service) -> SessionView:
     """Begin a further attempt after a decision, with files of its own. Repeated: the same attempt, until it has one."""
     seconds = service.settings.session_deadline_seconds
-    return SessionView.of(await asyncio.to_thread(next_attempt, service.engine, session_id, seconds))
+    attempt = await asyncio.to_thread(next_attempt, service.engine, session_id, seconds)
+    await _show(service, attempt)
+    return SessionView.of(attempt)
+
+
+async def _show(service: Uploads, attempt: Attempt) -> None:
+    """Give a new attempt its flow run, so that people see it from its beginning."""
+    if attempt.open and attempt.flow_run_id is None:
+        await service.tell(attempt)
 
 
 STORED: dict[int | str, dict[str, Any]] = {200: {"model": UploadView, "description": "This file is there already."}}

@@ -117,7 +117,7 @@ class Uploads:
                 new, (stored, found) = True, await asyncio.to_thread(self._store, found, kind, received)
         ids = {"session_id": session_id, "attempt": found.attempt, "kind": kind.value}
         log.info("file stored", extra={"action": "upload.stored", **ids, "size_bytes": stored.size_bytes, "new": new})
-        started = await self._tell(found)
+        started = await self.tell(found)
         if started != found.open:
             # It was given up and is taken up again, or was cancelled in the Prefect UI.
             found = await self.standing(session_id, found.attempt)
@@ -146,8 +146,8 @@ class Uploads:
             ids = {"session_id": attempt.session_id, "attempt": attempt.attempt, "storage_key": key}
             log.exception("refused file is left in storage: delete it", extra={"action": "upload.not_deleted", **ids})
 
-    async def _tell(self, attempt: Attempt) -> bool:
-        """Start or wake the flow run. The file is stored: a failure here loses nothing, as the sweep comes by."""
+    async def tell(self, attempt: Attempt) -> bool:
+        """Start or wake the flow run. The attempt is stored: a failure here loses nothing, as the sweep comes by."""
         try:
             async with asyncio.timeout(TRIGGER_SECONDS):
                 return await self.trigger(attempt)

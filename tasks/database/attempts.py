@@ -1,5 +1,7 @@
 """Attempts, their uploads and their decision. Each function is one short transaction and safe to repeat."""
 
+from collections.abc import Collection
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +29,8 @@ from tasks.database.types import clock
 from tasks.errors import SessionCancelled, SessionDecided, SessionDeleted, SessionUndecided, UnknownSession
 
 API = "upload service"
+MOST_NAMES = 1000
+"""In one query: databases bound its parameters."""
 
 
 def open_attempt(
@@ -110,10 +114,16 @@ def register_upload(
         return found
 
 
-def is_registered(engine: Engine, storage_key: str) -> bool:
-    """Whether an upload with this storage key is recorded."""
+def registered(engine: Engine, storage_keys: Collection[str]) -> set[str]:
+    """Which of these storage keys belong to a recorded upload. One query for every thousand."""
+    keys = sorted(storage_keys)
     with reading(engine) as session:
-        return _is_recorded(session, storage_key)
+        some = [keys[start : start + MOST_NAMES] for start in range(0, len(keys), MOST_NAMES)]
+        return {
+            key
+            for one in some
+            for key in session.scalars(select(UploadRow.storage_key).where(UploadRow.storage_key.in_(one)))
+        }
 
 
 def record_decision(
@@ -203,19 +213,12 @@ def note_run(engine: Engine, session_id: str, attempt: int, flow_run_id: UUID, *
             trace(session, "run_created", by=by, session_id=session_id, attempt=attempt, detail=str(flow_run_id))
 
 
-def note_comparison(
-    engine: Engine, session_id: str, attempt: int, key: str, flow_run_id: UUID | None, *, by: str = "session"
-) -> bool:
-    """Remember which comparison an attempt has asked for, and the flow run that computes it. False if it is closed."""
-    run = None if flow_run_id is None else str(flow_run_id)
+def note_comparison(engine: Engine, session_id: str, attempt: int, key: str, *, by: str) -> bool:
+    """Remember which comparison an attempt has asked for. False if it is closed."""
     with writing(engine) as session:
-        is_open = AttemptRow.status.in_(OPEN)
-        if not _set(session, session_id, attempt, is_open, comparison_key=key, comparison_run_id=run):
+        if not _set(session, session_id, attempt, AttemptRow.status.in_(OPEN), comparison_key=key):
             return False
-        trace(
-            session, "comparison_requested", by=by, session_id=session_id, attempt=attempt, comparison_key=key,
-            detail=f"flow run {run}",
-        )  # fmt: skip
+        trace(session, "comparison_requested", by=by, session_id=session_id, attempt=attempt, comparison_key=key)
         return True
 
 
@@ -228,19 +231,22 @@ def count_recovery(engine: Engine, session_id: str, attempt: int, seen: int, *, 
         return True
 
 
-def overdue(engine: Engine, limit: int) -> list[Attempt]:
-    """Attempts that wait for a file though their deadline is over, the longest first. Two queries for any number."""
-    query = (
-        select(AttemptRow)
-        .where(AttemptRow.status == Status.AWAITING_FILES, AttemptRow.deadline_at <= clock())
-        .order_by(AttemptRow.deadline_at, AttemptRow.session_id, AttemptRow.attempt)
-        .limit(limit)
-    )
+def overdue(engine: Engine, limit: int, after: Attempt | None = None) -> list[Attempt]:
+    """Attempts that wait for a file though their deadline is over, the longest first. Two queries for any number.
+
+    Args:
+        after: the last of the page before.
+    """
+    place = (AttemptRow.deadline_at, AttemptRow.session_id, AttemptRow.attempt)
+    late = (AttemptRow.status == Status.AWAITING_FILES) & (AttemptRow.deadline_at <= clock())
+    query = select(AttemptRow).where(late).order_by(*place).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(*place) > (after.deadline_at, after.session_id, after.attempt))
     with reading(engine) as session:
         return load_attempts(session, query)
 
 
-def in_progress(engine: Engine, *, settled_seconds: float, limit: int, after: Attempt | None = None) -> list[Attempt]:
+def in_progress(engine: Engine, limit: int, after: Attempt | None = None, *, settled_seconds: float) -> list[Attempt]:
     """Attempts that have both files and no decision, by id; `after` is the last of the page before. Two queries.
 
     Args:
@@ -248,8 +254,35 @@ def in_progress(engine: Engine, *, settled_seconds: float, limit: int, after: At
     """
     of_attempt = and_(UploadRow.session_id == AttemptRow.session_id, UploadRow.attempt == AttemptRow.attempt)
     fresh = exists().where(of_attempt, UploadRow.uploaded_at > clock(-settled_seconds))
+    return _page(engine, (AttemptRow.status == Status.IN_PROGRESS) & ~fresh, limit, after)
+
+
+def of_another_system(engine: Engine, limit: int, after: Attempt | None = None) -> list[Attempt]:
+    """Attempts that wait for files which no upload service tells of, by id; `after` as above. Two queries."""
+    return _page(engine, (AttemptRow.status == Status.AWAITING_FILES) & ~AttemptRow.announced, limit, after)
+
+
+def decided_beside(engine: Engine, *, since: datetime) -> list[Attempt]:
+    """Attempts that another flow run than their own has decided since then, the earliest first. Two queries."""
+    closed = (AttemptRow.closed_at > since) & AttemptRow.erased_at.is_(None)
+    of_attempt = and_(DecisionRow.session_id == AttemptRow.session_id, DecisionRow.attempt == AttemptRow.attempt)
+    beside = exists().where(of_attempt, DecisionRow.flow_run_id != AttemptRow.flow_run_id).correlate(AttemptRow)
+    with reading(engine) as session:
+        # By this order SQLite, too, takes the index of `closed_at`.
+        return load_attempts(session, select(AttemptRow).where(closed & beside).order_by(AttemptRow.closed_at))
+
+
+def without_run(engine: Engine, limit: int, *, settled_seconds: float) -> list[Attempt]:
+    """Attempts that wait for files and have no flow run, though they were made so long ago. Two queries."""
+    waiting = (AttemptRow.status == Status.AWAITING_FILES) & AttemptRow.flow_run_id.is_(None)
+    query = select(AttemptRow).where(waiting, AttemptRow.created_at <= clock(-settled_seconds))
+    with reading(engine) as session:
+        return load_attempts(session, query.order_by(AttemptRow.created_at).limit(limit))
+
+
+def _page(engine: Engine, condition: ColumnElement[bool], limit: int, after: Attempt | None) -> list[Attempt]:
     place = (AttemptRow.session_id, AttemptRow.attempt)
-    query = select(AttemptRow).where(AttemptRow.status == Status.IN_PROGRESS, ~fresh).order_by(*place).limit(limit)
+    query = select(AttemptRow).where(condition).order_by(*place).limit(limit)
     if after is not None:
         query = query.where(tuple_(*place) > (after.session_id, after.attempt))
     with reading(engine) as session:
@@ -257,10 +290,16 @@ def in_progress(engine: Engine, *, settled_seconds: float, limit: int, after: At
 
 
 def some_attempts(engine: Engine, attempts: list[tuple[str, int]]) -> list[Attempt]:
-    """These attempts, as far as they are known. Two queries for any number."""
+    """These attempts, as far as they are known. Two queries for every thousand."""
+    place = tuple_(AttemptRow.session_id, AttemptRow.attempt)
     with reading(engine) as session:
-        query = select(AttemptRow).where(tuple_(AttemptRow.session_id, AttemptRow.attempt).in_(attempts))
-        return load_attempts(session, query)
+        return [
+            found
+            for start in range(0, len(attempts), MOST_NAMES)
+            for found in load_attempts(
+                session, select(AttemptRow).where(place.in_(attempts[start : start + MOST_NAMES]))
+            )
+        ]
 
 
 def waiting_for(engine: Engine, comparison_key: str) -> list[Attempt]:

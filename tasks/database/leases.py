@@ -17,6 +17,14 @@ from tasks.database.tables import LeaseRow
 from tasks.database.types import clock
 from tasks.errors import LeaseLost
 
+COMPARISON = "comparison:"
+"""What the names of comparisons' leases begin with."""
+
+
+def comparison_lease(key: str) -> str:
+    """Name of the lease that the run which computes a comparison keeps."""
+    return f"{COMPARISON}{key}"
+
 
 class Lease(NamedTuple):
     """A lease that is ours. Its token is proved again by whoever writes under it."""
@@ -31,6 +39,8 @@ class Held(NamedTuple):
     owner: str
     token: int
     expired: bool
+    runs: frozenset[str] | None = None
+    """The flow runs that a worker has, as it tells with its sign of life."""
 
 
 def take(engine: Engine, name: str, owner: str, seconds: float, *, over: int | None = None) -> Lease | Held:
@@ -54,21 +64,21 @@ def take(engine: Engine, name: str, owner: str, seconds: float, *, over: int | N
         )
         if token is not None:
             if over is not None:
-                key = name.removeprefix("comparison:") if name.startswith("comparison:") else None
+                key = name.removeprefix(COMPARISON) if name.startswith(COMPARISON) else None
                 trace(session, "lease_taken_over", by=owner, comparison_key=key, detail=f"{name}, token {token}")
             return Lease(name, token)
         # It may have been released just now: whoever asks comes back.
         return look(session, [name]).get(name, Held("nobody", 0, expired=False))
 
 
-def claim(engine: Engine, name: str, owner: str, seconds: float) -> Lease:
+def claim(engine: Engine, name: str, owner: str, seconds: float, runs: list[str] | None = None) -> Lease:
     """Take a lease from whoever has it: for a sign of life, where the latest owner counts."""
     with writing(engine) as session:
         insert_once(session, LeaseRow, name=name, owner=owner, token=_first_token(), expires_at=None)
         token = session.scalars(
             update(LeaseRow)
             .where(LeaseRow.name == name)
-            .values(owner=owner, token=LeaseRow.token + 1, expires_at=clock(seconds))
+            .values(owner=owner, token=LeaseRow.token + 1, expires_at=clock(seconds), runs=runs)
             .returning(LeaseRow.token)
         ).one()
         return Lease(name, token)
@@ -79,11 +89,11 @@ def _first_token() -> int:
     return random.randrange(1, 2**48)  # noqa: S311 - no secret
 
 
-def renew(engine: Engine, lease: Lease, seconds: float) -> bool:
+def renew(engine: Engine, lease: Lease, seconds: float, runs: list[str] | None = None) -> bool:
     """Whether it is still ours; if so, for so many seconds more. An expired one that nobody took is still ours."""
     with writing(engine) as session:
         mine = (LeaseRow.name == lease.name) & (LeaseRow.token == lease.token) & LeaseRow.expires_at.is_not(None)
-        renewed = update(LeaseRow).where(mine).values(expires_at=clock(seconds)).returning(LeaseRow.token)
+        renewed = update(LeaseRow).where(mine).values(expires_at=clock(seconds), runs=runs).returning(LeaseRow.token)
         return session.execute(renewed).first() is not None
 
 
@@ -120,11 +130,14 @@ def look(session: Session, names: list[str]) -> dict[str, Held]:
     """Who holds these leases; a name that is free or unknown is left out."""
     expired = (LeaseRow.expires_at <= clock()).label("expired")
     rows = session.execute(
-        select(LeaseRow.name, LeaseRow.owner, LeaseRow.token, expired).where(
+        select(LeaseRow.name, LeaseRow.owner, LeaseRow.token, expired, LeaseRow.runs).where(
             LeaseRow.name.in_(names), LeaseRow.expires_at.is_not(None)
         )
     )
-    return {name: Held(owner, token, bool(gone)) for name, owner, token, gone in rows}
+    return {
+        name: Held(owner, token, bool(gone), None if runs is None else frozenset(runs))
+        for name, owner, token, gone, runs in rows
+    }
 
 
 def holders(engine: Engine, names: list[str]) -> dict[str, Held]:
@@ -133,8 +146,15 @@ def holders(engine: Engine, names: list[str]) -> dict[str, Held]:
         return look(session, names)
 
 
+def told_runs(engine: Engine) -> set[str]:
+    """The flow runs that living workers have, as they tell."""
+    with reading(engine) as session:
+        alive = (LeaseRow.expires_at > clock()) & LeaseRow.runs.is_not(None)
+        return {run for runs in session.scalars(select(LeaseRow.runs).where(alive)) for run in runs or ()}
+
+
 def forget_expired(engine: Engine, seconds: float) -> int:
     """Remove the signs of life that ended so long ago; how many. Comparisons' leases stay: their tokens must grow."""
     with writing(engine) as session:
-        old = (LeaseRow.expires_at <= clock(-seconds)) & ~LeaseRow.name.startswith("comparison:")
+        old = (LeaseRow.expires_at <= clock(-seconds)) & ~LeaseRow.name.startswith(COMPARISON)
         return len(session.execute(delete(LeaseRow).where(old).returning(literal(1))).all())

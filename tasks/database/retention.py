@@ -15,14 +15,13 @@ from sqlalchemy import (
     and_,
     delete,
     exists,
-    func,
     literal,
     or_,
     select,
     tuple_,
     update,
 )
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import aliased
 
 from tasks.contracts import Attempt, Status
 from tasks.database.engine import reading, writing
@@ -47,8 +46,7 @@ class Erasable(NamedTuple):
     attempt: Attempt
     comparison_keys: frozenset[str]
     """The comparisons that it asked for, or was decided by."""
-    flow_run_ids: frozenset[UUID]
-    """Its own flow run, and that of its comparison unless another attempt has asked for the same run."""
+    flow_run_id: UUID | None
 
 
 def due_for_erasing(engine: Engine, age_seconds: float, limit: int, after: Due | None = None) -> list[Due]:
@@ -98,8 +96,7 @@ def begin_erasing(engine: Engine, session_id: str, attempt: int, *, by: str) -> 
             move(session, session_id, attempt, Status.DELETED, by=by, detail="its media are erased")
         (found,) = load_attempts(session, select(AttemptRow).where(_is(session_id, attempt)))
         keys = {found.comparison_key, None if found.decision is None else found.decision.comparison_key}
-        runs = {found.flow_run_id, None if _shares_run(session, found) else found.comparison_run_id}
-        return Erasable(found, frozenset(keys - {None}), frozenset(runs - {None}))  # type: ignore[arg-type]
+        return Erasable(found, frozenset(keys - {None}), found.flow_run_id)  # type: ignore[arg-type]
 
 
 def finish_erasing(engine: Engine, session_id: str, attempt: int, *, by: str) -> bool:
@@ -215,17 +212,6 @@ def _is(session_id: str, attempt: int) -> ColumnElement[bool]:
 
 def _of(table: type[UploadRow] | type[DecisionRow], session_id: str, attempt: int) -> ColumnElement[bool]:
     return and_(table.session_id == session_id, table.attempt == attempt)
-
-
-def _shares_run(session: Session, found: Attempt) -> bool:
-    """Whether another attempt that is not erased has asked for the same run of the same comparison."""
-    same = and_(
-        AttemptRow.comparison_key == found.comparison_key,
-        AttemptRow.comparison_run_id == str(found.comparison_run_id),
-        AttemptRow.erased_at.is_(None),
-        ~_is(found.session_id, found.attempt),
-    )
-    return session.scalar(select(func.count()).select_from(AttemptRow).where(same)) != 0
 
 
 def _needed(besides: Attempt | None) -> ColumnElement[bool]:

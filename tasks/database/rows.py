@@ -37,7 +37,6 @@ def load_attempts(session: Session, query: Select[tuple[AttemptRow]]) -> list[At
             decision=None if decision is None else to_decision(decision),
             flow_run_id=None if row.flow_run_id is None else UUID(row.flow_run_id),
             comparison_key=row.comparison_key,
-            comparison_run_id=None if row.comparison_run_id is None else UUID(row.comparison_run_id),
             recoveries=row.recoveries,
         )
         for row, decision in found
@@ -89,6 +88,7 @@ def to_comparison(row: ComparisonRow) -> Comparison | None:
         engine=EngineConfig.model_validate(row.engine),
         picture_key=row.picture_key,
         computations=row.computations,
+        started_by=row.started_by,
         started_at=row.started_at,
         finished_at=row.finished_at,
     )

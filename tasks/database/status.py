@@ -33,7 +33,7 @@ def move(session: Session, session_id: str, attempt: int, to: Status, *, by: str
     values: dict[str, Any] = {"status": to, "closed_at": None if to in OPEN else clock()}
     if before not in OPEN and to in OPEN:
         # Somebody takes it up again: what failed before does not count against it.
-        values |= {"recoveries": 0, "comparison_key": None, "comparison_run_id": None}
+        values |= {"recoveries": 0, "comparison_key": None}
     changed = session.execute(
         update(AttemptRow).where(here, AttemptRow.status == before).values(**values).returning(AttemptRow.attempt)
     ).first()

@@ -25,6 +25,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012  # SQLAlchemy's own way
         datetime: UtcDateTime(),
         dict[str, Any]: JSON(none_as_null=True),
+        list[str]: JSON(none_as_null=True),
     }
 
 
@@ -46,7 +47,6 @@ class AttemptRow(Base):
     announced: Mapped[bool]
     flow_run_id: Mapped[str | None] = mapped_column(String(64))
     comparison_key: Mapped[str | None] = mapped_column(String(64), index=True)
-    comparison_run_id: Mapped[str | None] = mapped_column(String(64))
     recoveries: Mapped[int] = mapped_column(default=0)
     """How often its flow run was started again after a fault, since a person or an upload last started it."""
     closed_at: Mapped[datetime | None]
@@ -67,6 +67,13 @@ Index(
     AttemptRow.attempt,
     **_where("status = 'awaiting_files'"),
 )
+Index(
+    "ix_attempts_foreign",
+    AttemptRow.session_id,
+    AttemptRow.attempt,
+    **_where("status = 'awaiting_files' AND NOT announced"),
+)
+Index("ix_attempts_without_run", AttemptRow.created_at, **_where("status = 'awaiting_files' AND flow_run_id IS NULL"))
 Index("ix_attempts_in_progress", AttemptRow.session_id, AttemptRow.attempt, **_where("status = 'in_progress'"))
 Index("ix_attempts_unerased", AttemptRow.closed_at, **_where("closed_at IS NOT NULL AND erased_at IS NULL"))
 
@@ -120,6 +127,8 @@ class LeaseRow(Base):
     """Grows with each owner. Who writes under a lease proves that this is still theirs."""
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
     """None: released."""
+    runs: Mapped[list[str] | None]
+    """Of a worker's sign of life: ids of the flow runs that it has. None: it does not tell."""
 
 
 class AuditRow(Base):

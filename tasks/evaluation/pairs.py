@@ -60,6 +60,8 @@ def pictures(pairs: Sequence[Pair]) -> list[str]:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers, and cells by column. The line is that in which a row ends."""
+    if path.exists() and not path.is_file():  # a pipe or a device would be read without end
+        raise ConfigurationError(f"{path} is not a file. Name a CSV file of pairs.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)

@@ -357,21 +357,12 @@ _engines: dict[str, FaceEngine] = {}
 _loading = threading.Lock()
 
 
-def is_loaded(config: EngineConfig, settings: Settings) -> bool:
-    """Whether this process has the engine for this configuration: `load_engine` takes no time."""
-    return _name(config, settings) in _engines
-
-
-def _name(config: EngineConfig, settings: Settings) -> str:
-    return f"{config.fingerprint()} {settings.weights_dir} {settings.device}"
-
-
 def load_engine(config: EngineConfig, settings: Settings) -> FaceEngine:
     """The process's warm engine for this configuration; loaded once, then kept.
 
     Raises ConfigurationError and ComputeUnavailable as `FaceEngine` does.
     """
-    name = _name(config, settings)
+    name = f"{config.fingerprint()} {settings.weights_dir} {settings.device}"
     with _loading:
         if name not in _engines:
             _engines[name] = FaceEngine(config, settings)

@@ -1,6 +1,6 @@
 """The models that may be used, as data: their weight files, sums, sources, licences, and default thresholds.
 
-Importable without cv2 and DeepFace: session workers name an engine's configuration but never run it.
+Importable without cv2 and DeepFace: the upload service and the sweep name its models but never run them.
 """
 
 from collections.abc import Mapping

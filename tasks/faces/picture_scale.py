@@ -20,6 +20,9 @@ from tasks.faces.picture_parts import (
 
 _LOWEST, _HIGHEST = -0.2, 1.0  # what of -1 to 1 it shows: cosines of faces hardly go lower
 _BAND, _BELL = 16, 76  # heights, pixels
+# A picture is shared by all sessions with these two files, and outlives a change of the thresholds.
+_IN_FORCE = "Thresholds in force when this was drawn. Each decision records the thresholds that it was made with."
+_NONE = "No thresholds were set for these models when this was drawn."
 
 
 def scale(
@@ -38,45 +41,47 @@ def scale(
     if comparison.similarity is not None:
         _pin(page, y + 36, top + _BAND, comparison.similarity)
     for frame in comparison.frames:
-        page.ring(_at(frame.similarity), top + _BAND / 2, 5.0, INK)
+        page.ring(at(frame.similarity), top + _BAND / 2, 5.0, INK)
     bottom = top + _BAND + 22
     lines = (thresholds.review, thresholds.match) if thresholds else ()
     for value in (tenths / 10 for tenths in range(-2, 11, 2)):
-        if all(abs(_at(value) - _at(line)) > 18 for line in lines):  # else the threshold's line cuts through it
-            page.text(_at(value), bottom, f"{value:.1f}", 14, QUIET, "m")
+        if all(abs(at(value) - at(line)) > 18 for line in lines):  # else the threshold's line cuts through it
+            page.text(at(value), bottom, f"{value:.1f}", 14, QUIET, "m")
     if thresholds:
         bottom += 24
         _threshold_labels(page, top + _BAND, bottom, thresholds)
-    if measured:
-        for line in wrapped(measured.source.split(), 14, RIGHT - MARGIN, most=3):
+    bottom += 4
+    for note in (_IN_FORCE if thresholds else _NONE, *([measured.source] if measured else [])):
+        for line in wrapped(note.split(), 14, RIGHT - MARGIN, most=3):
             bottom += 22
             page.text(MARGIN, bottom, line, 14, QUIET)
     return bottom
 
 
-def _at(value: float) -> float:
+def at(value: float) -> float:
+    """The x of a similarity on the scale, in pixels."""
     inset = 12  # for the outer numbers and marks
     share = (min(max(value, _LOWEST), _HIGHEST) - _LOWEST) / (_HIGHEST - _LOWEST)
     return MARGIN + inset + share * (RIGHT - MARGIN - 2 * inset)
 
 
 def _bands(page: Page, top: float, thresholds: Thresholds | None) -> None:
-    left, right = _at(_LOWEST), _at(_HIGHEST)
+    left, right = at(_LOWEST), at(_HIGHEST)
     page.rectangle(left, top, right, top + _BAND, RED if thresholds else "#cdd5dc")
     if thresholds:
-        page.rectangle(_at(thresholds.review), top, right, top + _BAND, AMBER)
-        page.rectangle(_at(thresholds.match), top, right, top + _BAND, GREEN)
+        page.rectangle(at(thresholds.review), top, right, top + _BAND, AMBER)
+        page.rectangle(at(thresholds.match), top, right, top + _BAND, GREEN)
 
 
 def _threshold_labels(page: Page, top: float, y: float, thresholds: Thresholds) -> None:
     """Under the numbers, one at each side of the pair of thresholds, moved where the page ends."""
     review, match = f"review from {thresholds.review:.3f}", f"match from {thresholds.match:.3f}"
     wide, wider = text_width(review, 14), text_width(match, 14)
-    left = min(max(_at(thresholds.review) - wide - 8, MARGIN), RIGHT - wide - wider - 16)
-    right = min(max(_at(thresholds.match) + 8, left + wide + 16), RIGHT - wider)
+    left = min(max(at(thresholds.review) - wide - 8, MARGIN), RIGHT - wide - wider - 16)
+    right = min(max(at(thresholds.match) + 8, left + wide + 16), RIGHT - wider)
     page.text(left, y, review, 14, INK)
     page.text(right, y, match, 14, INK)
-    for x in (_at(thresholds.review), _at(thresholds.match)):
+    for x in (at(thresholds.review), at(thresholds.match)):
         beside = left + wide < x < right  # else the line would cut through a text
         page.rectangle(x, top, x + 1, y + 3 if beside else y - 14, INK)
 
@@ -93,7 +98,7 @@ def _bells(page: Page, bottom: float, measured: Measured) -> None:
         height = _BELL * narrowest / deviation
         values = [start + (end - start) * step / 200 for step in range(201)]
         curve: list[Point] = [
-            (_at(value), bottom - height * math.exp(-0.5 * ((value - mean) / deviation) ** 2)) for value in values
+            (at(value), bottom - height * math.exp(-0.5 * ((value - mean) / deviation) ** 2)) for value in values
         ]
         page.polygon([(curve[0][0], bottom), *curve, (curve[-1][0], bottom)], colour, 0.22)
         page.path(curve, colour, 1.6)
@@ -101,7 +106,7 @@ def _bells(page: Page, bottom: float, measured: Measured) -> None:
 
 def _pin(page: Page, top: float, bottom: float, similarity: float) -> None:
     """The score on its label, a stem through the curves, an arrowhead at the band."""
-    x, label = _at(similarity), f"{similarity:.3f}"
+    x, label = at(similarity), f"{similarity:.3f}"
     page.rectangle(x - 1, top - 6, x + 1, bottom, INK)
     _arrowhead(page, x, bottom - _BAND)
     half = text_width(label, 16) / 2 + 12

@@ -1,6 +1,6 @@
 """Object store: one interface, on a local folder or S3. Nothing else knows which."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -15,10 +15,11 @@ class StoredObject(NamedTuple):
 
     key: str
     modified_at: datetime
+    size_bytes: int
 
 
 class Storage(Protocol):
-    """Objects that are written once, whole or not at all. Safe to share between threads.
+    """Objects that are written once, whole or not at all; `replace` says what is not. Safe to share between threads.
 
     Every method raises StorageUnavailable (may pass) or ConfigurationError (access denied, no such bucket or folder),
     and ValueError for a key that could leave the store.
@@ -39,11 +40,20 @@ class Storage(Protocol):
         Asks for them while it is iterated over. Leaves out what `newest` leaves out.
         """
 
+    def listing_of(self, prefixes: Collection[str]) -> Iterator[StoredObject]:
+        """The objects under any of these prefixes; others may come along, where one listing for many is cheaper."""
+
     def size(self, key: str) -> int | None:
         """Size in bytes; None when there is no such object."""
 
     def download(self, key: str, destination: Path) -> None:
         """Write the object's bytes to a file. Raises ObjectMissing."""
+
+    def replace(self, key: str, content: bytes) -> None:
+        """Store a few bytes that may be lost and may change, as those of a cache do. Never for what was uploaded."""
+
+    def read(self, key: str, most_bytes: int) -> bytes | None:
+        """The bytes of a small object; None when there is no such object, or it has more bytes than that."""
 
     def delete(self, key: str) -> None:
         """Remove an object. One that is not there is fine: a lost answer may be asked for again."""

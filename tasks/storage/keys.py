@@ -5,6 +5,11 @@ import time
 
 from tasks.contracts import FileKind
 
+RESULTS = "results/"
+"""What Prefect's cache keeps of finished tasks. It lies apart from what it is about, as it may be lost."""
+SESSION_RESULTS = RESULTS + "sessions/{session_id}/{attempt}/"
+COMPARISON_RESULTS = RESULTS + "comparisons/{key}/"
+
 
 def valid_key(key: str) -> str:
     """The key itself, when it can name an object on every store.

@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ class LocalStorage:
                     shutil.copyfileobj(original, file, 1024 * 1024)
                     file.flush()
                     os.fsync(file.fileno())
-                self._link(copy, target)
+                self._place(target, lambda: _link(copy, target))
             finally:
                 copy.unlink(missing_ok=True)
 
@@ -54,10 +54,15 @@ class LocalStorage:
                     continue
                 try:
                     # Not st_mtime: tools that bring a file here may keep that of the original.
-                    since = file.stat().st_ctime
+                    found = file.stat()
                 except FileNotFoundError:
                     continue  # deleted just now
-                yield StoredObject(key, datetime.fromtimestamp(since, UTC))
+                yield StoredObject(key, datetime.fromtimestamp(found.st_ctime, UTC), found.st_size)
+
+    def listing_of(self, prefixes: Collection[str]) -> Iterator[StoredObject]:
+        """Looks into these folders only."""
+        for prefix in prefixes:
+            yield from self.listing(prefix)
 
     def size(self, key: str) -> int | None:
         """See Storage."""
@@ -76,6 +81,29 @@ class LocalStorage:
                 raise ObjectMissing(f"{self.url(key)} is not there. Was it deleted?") from exc
             with source, destination.open("wb") as target:
                 shutil.copyfileobj(source, target, 1024 * 1024)
+
+    def replace(self, key: str, content: bytes) -> None:
+        """Not synced: after a power cut it may be empty, or the one before."""
+        with self._translated():
+            target = self._path(key)
+            _make_private(self.folder / ".incoming", self.folder)
+            copy = self.folder / ".incoming" / secrets.token_hex(16)
+            try:
+                with os.fdopen(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    file.write(content)
+                self._place(target, lambda: os.replace(copy, target))
+            finally:
+                copy.unlink(missing_ok=True)
+
+    def read(self, key: str, most_bytes: int) -> bytes | None:
+        """See Storage."""
+        with self._translated():
+            try:
+                with self._path(key).open("rb") as file:
+                    content = file.read(most_bytes + 1)
+            except FileNotFoundError:
+                return None
+            return content if len(content) <= most_bytes else None
 
     def delete(self, key: str) -> None:
         """Removes the folders that it leaves empty, too, except the uppermost: their names say whose they were."""
@@ -102,14 +130,12 @@ class LocalStorage:
             probe.write_bytes(b"kycflow")
             probe.unlink()
 
-    def _link(self, copy: Path, target: Path) -> None:
+    def _place(self, target: Path, place: Callable[[], None]) -> None:
         """Give a file its final name. A deletion may remove the folder, empty as yet, just before: make it again."""
         for tries_left in reversed(range(LINK_TRIES)):
             try:
                 _make_private(target.parent, self.folder)
-                with suppress(FileExistsError):
-                    os.link(copy, target)
-                _sync_folder(target.parent)
+                place()
             except FileNotFoundError:
                 if not tries_left:
                     raise
@@ -132,6 +158,12 @@ class LocalStorage:
                     f"Storage folder {self.folder} cannot be used: {exc}. Set KYCFLOW_STORAGE_URL or its owner."
                 ) from exc
             raise StorageUnavailable(f"Storage folder {self.folder} does not answer: {exc}.") from exc
+
+
+def _link(copy: Path, target: Path) -> None:
+    with suppress(FileExistsError):
+        os.link(copy, target)
+    _sync_folder(target.parent)
 
 
 def _raise_unless_missing(error: OSError) -> None:

@@ -1,8 +1,8 @@
 """Object store on S3 or a server that speaks its protocol, through prefect-aws."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CHECK_KEY = "kycflow-check"
+FEW = 100
+"""So many prefixes are asked for one by one. For more, all that is in their folder is listed."""
 TRANSFER = TransferConfig(max_concurrency=4)  # parts of 8 MiB: at most 32 MiB of a file are in memory
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
 PASSING_FAULTS = (NoConnectionError, HTTPClientError, IncompleteReadError, CredentialRetrievalError)
@@ -103,7 +105,13 @@ class S3Storage:
                 for entry in page.get("Contents", []):
                     key = entry["Key"].removeprefix(self.prefix)
                     if is_valid_key(key):
-                        yield StoredObject(key, entry["LastModified"])
+                        yield StoredObject(key, entry["LastModified"], entry["Size"])
+
+    def listing_of(self, prefixes: Collection[str]) -> Iterator[StoredObject]:
+        """Asks for each prefix, or for all that is in their folder, 1000 names at a time."""
+        folders = {f"{prefix.partition('/')[0]}/" for prefix in prefixes}
+        for prefix in prefixes if len(prefixes) <= FEW else folders:
+            yield from self.listing(prefix)
 
     def size(self, key: str) -> int | None:
         """See Storage."""
@@ -117,6 +125,22 @@ class S3Storage:
         """See Storage."""
         with self._translated(key):
             self._client().download_file(self.bucket, self._name(key), str(destination), Config=TRANSFER)
+
+    def replace(self, key: str, content: bytes) -> None:
+        """See Storage."""
+        with self._translated(key):
+            self._client().put_object(Bucket=self.bucket, Key=self._name(key), Body=content)
+
+    def read(self, key: str, most_bytes: int) -> bytes | None:
+        """See Storage."""
+        try:
+            with self._translated(key):
+                body = self._client().get_object(Bucket=self.bucket, Key=self._name(key))["Body"]
+                with closing(body):
+                    content = body.read(most_bytes + 1)
+        except ObjectMissing:
+            return None
+        return content if len(content) <= most_bytes else None
 
     def delete(self, key: str) -> None:
         """See Storage."""

@@ -5,8 +5,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
-
 from deployments.demo_media import DemoMedia
 from tests.system import System, eventually
 
@@ -54,7 +52,7 @@ def test_a_session_is_followed_and_deleted(system: System, demo_media: DemoMedia
     assert system.kycflow(*submitted).returncode == 0
     lines = json.loads(system.kycflow("audit", session_id, "--json").stdout)
     events = [line["event"] for line in lines if line["attempt"] == 1]
-    assert events[:3] == ["attempt_opened", "file_stored", "run_created"]
+    assert events[:3] == ["attempt_opened", "run_created", "file_stored"]
     assert "comparison_stored" in [line["event"] for line in lines if line["attempt"] is None]
     assert (lines[-1]["to_status"], lines[-1]["detail"]) == ("decided", "SIMILARITY_SUFFICIENT")
 
@@ -91,13 +89,14 @@ def next_sweeps(system: System) -> set[str]:
         "deployments": {"name": {"any_": ["sweep-sessions"]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
     }
-    runs = httpx.post(f"{system.addresses.prefect_api}/flow_runs/filter", json=query).json()
+    with system.prefect_http() as prefect:
+        runs = prefect.post("/flow_runs/filter", json=query).json()
     return {run["expected_start_time"] for run in runs if run["auto_scheduled"]}
 
 
 def test_deploying_again_changes_nothing(system: System) -> None:
     planned = next_sweeps(system)
-    environment = dict(system.environment) | {"PREFECT_API_URL": system.addresses.prefect_api}
+    environment = dict(system.environment) | system.prefect_variables
     again = replace(system, environment=environment).kycflow("deploy")
     assert again.returncode == 0, again.stderr
     # Prefect plans anew a moment later. Other times would leave a minute without a sweep.

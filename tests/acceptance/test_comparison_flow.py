@@ -1,25 +1,25 @@
-"""The comparison's flow, run in this process against a real Prefect server, with the real engine."""
+"""The comparison's tasks, run in this process against a real Prefect server, with the real engine."""
 
-import gc
+import asyncio
 import sys
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect import flow
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import TaskRun
-from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from prefect.client.schemas.objects import State, TaskRun
 
 from deployments.demo_media import DemoMedia
-from flows.compare_faces import compare_faces
+from flows.verify_session import verify_session
 from tasks.comparison import compute_comparison, store_picture
-from tasks.contracts import Comparison, FileKind, StoredFile
+from tasks.contracts import Comparison, EngineConfig, FileKind, StoredFile, comparison_key
 from tasks.database import database_for
-from tasks.database.leases import holders
-from tasks.database.schema import upgrade
+from tasks.database.comparisons import get_comparison
+from tasks.database.leases import Lease, comparison_lease, holders, release, take
 from tasks.errors import ObjectChanged, ObjectMissing, StorageUnavailable
 from tasks.faces.engine import FaceEngine
 from tasks.faces.models import engine_config
@@ -29,28 +29,11 @@ from tasks.storage import open_storage
 from tasks.storage.files import hash_file
 from tasks.storage.keys import new_file_key
 from tasks.storage.local import LocalStorage
-from tests.databases import sqlite_url
+from tests.pictures import drawn_thresholds
 from tests.system import System, eventually
 
 # Prefect's engine leaves sockets to the process' end, which here comes much later: they are collected in their test.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture
-def worker(
-    system: System, media_settings: Settings, weights: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """This process as a GPU worker with a database, storage and results of its own."""
-    del weights  # are in place
-    monkeypatch.setenv("KYCFLOW_STATE_DIR", str(media_settings.state_dir))
-    monkeypatch.setenv("KYCFLOW_STORAGE_URL", f"file://{tmp_path}/storage")
-    monkeypatch.setenv("KYCFLOW_DATABASE_URL", sqlite_url(tmp_path))
-    upgrade(sqlite_url(tmp_path))
-    with temporary_settings(
-        {PREFECT_API_URL: system.addresses.prefect_api, PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results"}
-    ):
-        yield
-        gc.collect()
 
 
 def stored(path: Path, kind: FileKind) -> StoredFile:
@@ -59,6 +42,15 @@ def stored(path: Path, kind: FileKind) -> StoredFile:
     open_storage(Settings()).put(key, path)
     sha256, size_bytes = hash_file(path)
     return StoredFile(storage_key=key, sha256=sha256, size_bytes=size_bytes)
+
+
+@flow
+def compare_faces(reference: StoredFile, probe: StoredFile, engine: EngineConfig | None = None) -> Comparison | None:
+    """What a session's flow run does once it has both files."""
+    engine = engine or engine_config(Settings())
+    key = comparison_key(reference.sha256, probe.sha256, engine)
+    compute_comparison(key, reference, probe, engine, "session", 1)
+    return get_comparison(database_for(Settings()), key)
 
 
 @pytest.fixture
@@ -130,10 +122,10 @@ def test_what_trying_again_does_not_mend_fails_at_the_first_try(
     reference, probe = pair
     state = compare_faces(reference.model_copy(update={field: value}), probe, return_state=True)
     assert isinstance(state.result(raise_on_failure=False), error)
-    assert task_runs(system, state.state_details.flow_run_id, 2)["compute comparison"].run_count == 1
+    assert task_runs(system, state.state_details.flow_run_id, 1)["compute comparison"].run_count == 1
 
 
-def test_storage_that_does_not_answer_is_tried_again_and_then_left_to_the_sweep(
+def test_storage_that_does_not_answer_is_tried_again(
     pair: tuple[StoredFile, StoredFile], system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KYCFLOW_STORAGE_URL", "s3://kycflow/nowhere")
@@ -141,11 +133,22 @@ def test_storage_that_does_not_answer_is_tried_again_and_then_left_to_the_sweep(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
     quick = compute_comparison.with_options(retries=2, retry_delay_seconds=0)
-    monkeypatch.setattr(sys.modules["flows.compare_faces"], "compute_comparison", quick)
+    monkeypatch.setattr(sys.modules[__name__], "compute_comparison", quick)
     state = compare_faces(*pair, return_state=True)
-    assert (state.type.value, state.name) == ("FAILED", "Unavailable")
-    assert "StorageUnavailable" in str(state.message)
-    assert task_runs(system, state.state_details.flow_run_id, 2)["compute comparison"].run_count == 3
+    assert isinstance(state.result(raise_on_failure=False), StorageUnavailable)
+    assert task_runs(system, state.state_details.flow_run_id, 1)["compute comparison"].run_count == 3
+
+
+def test_the_stored_picture_shows_the_operators_thresholds(
+    pair: tuple[StoredFile, StoredFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KYCFLOW_MATCH_THRESHOLD", "0.9")
+    stored = compare_faces(*pair)
+    assert isinstance(stored, Comparison)
+    assert stored.picture_key is not None
+    open_storage(Settings()).download(stored.picture_key, tmp_path / "faces.jpg")
+    shown = drawn_thresholds((tmp_path / "faces.jpg").read_bytes())
+    assert shown == pytest.approx((0.358, 0.9), abs=0.002)
 
 
 def test_a_picture_that_cannot_be_stored_costs_no_second_computation(
@@ -160,3 +163,43 @@ def test_a_picture_that_cannot_be_stored_costs_no_second_computation(
     stored = compare_faces(*pair)
     assert isinstance(stored, Comparison)
     assert (stored.picture_key, stored.computations) == (None, 1)
+
+
+def test_a_fault_that_may_pass_is_left_to_the_sweep_at_the_end(
+    worker: None, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise StorageUnavailable("away")
+
+    monkeypatch.setattr(sys.modules["flows.verify_session"], "find_files", away)
+    state: State[Any] = asyncio.run(_ended("session"))
+    assert (state.type.value, state.name, state.message) == ("CRASHED", "Unavailable", "StorageUnavailable: away")
+
+
+async def _ended(session_id: str) -> State[Any]:
+    return await verify_session(session_id, return_state=True)
+
+
+def test_who_finds_another_one_computing_gives_up_its_place_after_a_while(
+    pair: tuple[StoredFile, StoredFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.comparison.PATIENCE_SECONDS", 0.5)
+    reference, probe = pair
+    key = comparison_key(reference.sha256, probe.sha256, engine_config(Settings()))
+    lease = take(database_for(Settings()), comparison_lease(key), "another flow run", 60)
+    assert isinstance(lease, Lease)
+    assert compare_faces(reference, probe) is None
+    release(database_for(Settings()), lease)
+    assert isinstance(compare_faces(reference, probe), Comparison)
+
+
+def test_who_finds_a_lease_that_nobody_renews_takes_it_over_and_does_not_come_again_and_again(
+    pair: tuple[StoredFile, StoredFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Watching it takes longer than patience lasts. Given up before that, the sweep would wake it, for ever."""
+    monkeypatch.setattr("tasks.comparison.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setenv("KYCFLOW_LEASE_SECONDS", "2")
+    reference, probe = pair
+    key = comparison_key(reference.sha256, probe.sha256, engine_config(Settings()))
+    take(database_for(Settings()), comparison_lease(key), "a flow run that was lost", 0.01)
+    assert isinstance(compare_faces(reference, probe), Comparison)

@@ -2,35 +2,37 @@
 
 import asyncio
 import gc
+import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
+from prefect import Flow
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow_async
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_LOCAL_STORAGE_PATH,
     PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW,
     temporary_settings,
 )
-from prefect.states import Failed, Scheduled
+from prefect.states import Failed, Pending, Running
 
 import tasks.dispatch
 import tasks.waiting
-from deployments.demo_card import draw_card
-from deployments.demo_media import DemoMedia, portraits
+from deployments.demo_media import DemoMedia
 from flows.verify_session import verify_session
-from tasks.contracts import Attempt, FileKind, comparison_key
+from tasks.contracts import Attempt, FileKind, FilePair
 from tasks.database.attempts import open_attempt
-from tasks.dispatch import start_comparison, start_or_wake
+from tasks.dispatch import prefect_api, start_or_wake
 from tasks.errors import ConfigurationError
-from tasks.faces.models import engine_config
 from tasks.files import find_files
-from tasks.settings import Settings
+from tasks.states import awaiting_files
 from tasks.storage import open_storage
 from tasks.storage.keys import new_file_key
 from tests.system import DECISION_SECONDS, System, eventually
@@ -55,7 +57,7 @@ def inside(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setenv("KYCFLOW_STATE_DIR", str(system.settings.state_dir))
     with temporary_settings(
         {
-            PREFECT_API_URL: system.addresses.prefect_api,
+            **system.prefect_settings,
             PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results",
             # Some tests call tasks outside a flow run.
             PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore",
@@ -78,66 +80,61 @@ def test_a_session_whose_run_failed_goes_on_with_the_next_upload(
     assert [run.id] == [one.id for one in system.session_runs(session_id)]
 
 
-def test_a_comparison_whose_runs_are_spent_is_dispatched_anew(
-    stock_system: System,
-    demo_media: DemoMedia,
-    media_settings: Settings,
-    session_id: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    system = stock_system
-    for name in ("KYCFLOW_STATE_DIR", "KYCFLOW_DATABASE_URL"):
-        monkeypatch.setenv(name, system.environment[name])
-    opened(system, session_id)
-    card = tmp_path / "card.jpg"
-    card.write_bytes(draw_card(portraits(media_settings)[0], serial=4711))
-    reference = system.record(session_id, FileKind.ID_IMAGE, card)
-    probe = system.record(session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
-    engine = engine_config(Settings())
-    key = comparison_key(reference.sha256, probe.sha256, engine)
-
-    async def spend(client: PrefectClient) -> None:
-        deployment = await client.read_deployment_by_name("compare-faces/compare-faces")
-        for dispatch in (1, 2, 3):
-            run = await client.create_flow_run_from_deployment(
-                deployment.id,
-                parameters={"reference": reference.model_dump(), "probe": probe.model_dump()},
-                idempotency_key=f"{key}:{dispatch}",
-                state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(hours=1)),
-            )
-            await client.set_flow_run_state(run.id, Failed(), force=True)
-
-    system.prefect(spend)
-    attempt = open_attempt(system.database, session_id, 1, 3600)[0]
-    with temporary_settings({PREFECT_API_URL: system.addresses.prefect_api}):
-        asyncio.run(start_or_wake(attempt))
-        assert decision(system, session_id) == "match"
-        fourth = asyncio.run(start_comparison(key, 4, reference, probe, engine))
-    assert fourth.state is not None
-    assert fourth.state.is_completed()
-
-
 def test_an_upload_between_the_last_look_and_the_waiting_state_wakes_the_run(
     system: System, demo_media: DemoMedia, session_id: str, inside: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Not one of the upload service's, which are looked at again at their deadline only.
-    open_attempt(system.database, session_id, 1, 3600, by="another system")
-    system.record(session_id, FileKind.ID_IMAGE, demo_media.genuine_card)
-    next_look = tasks.waiting.next_look
+    run = waiting_run(system, session_id, demo_media)
 
-    def upload_comes_now(*arguments: object) -> datetime:
+    def upload_comes_now(attempt: Attempt) -> State[Any]:
         system.record(session_id, FileKind.SELFIE_VIDEO, demo_media.selfie_video)
-        return next_look(*arguments)  # type: ignore[arg-type]
+        return awaiting_files(attempt)
 
-    monkeypatch.setattr(tasks.waiting, "next_look", upload_comes_now)
-    with pytest.raises(Pause) as paused:
-        asyncio.run(verify_session(session_id))
-    assert paused.value.state is not None
-    assert paused.value.state.name == "Scheduled"
-    (run,) = system.session_runs(session_id)
-    assert run.state is not None
-    assert (run.state.name, run.state.message) == ("Scheduled", "Both files are there")
+    monkeypatch.setattr(tasks.waiting, "awaiting_files", upload_comes_now)
+    execute_here(system, run)
+    states = system.prefect(lambda client: client.read_flow_run_states(run))
+    said = [(state.name, str(state.message)[:20]) for state in states]
+    waited = said.index(("AwaitingFiles", "Waiting for the self"), 1)  # the first was that of its creation
+    assert said[waited + 1] == ("Scheduled", "Both files are there"), said
+
+
+def test_an_execution_that_was_overtaken_leaves_the_others_state_alone(
+    system: System, demo_media: DemoMedia, session_id: str, inside: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for lost, and the run is executed elsewhere. Without the look at its state it would pause that."""
+    run = waiting_run(system, session_id, demo_media)
+    find = sys.modules["flows.verify_session"].find_files
+
+    async def taken_for_lost(*of: Any) -> FilePair:
+        async with prefect_api() as client:
+            await client.set_flow_run_state(run, Running(message="elsewhere"), force=True)
+        found: FilePair = await find(*of)
+        return found
+
+    monkeypatch.setattr(sys.modules["flows.verify_session"], "find_files", taken_for_lost)
+    execute_here(system, run)
+    state = system.prefect(lambda client: client.read_flow_run(run)).state
+    assert state is not None
+    assert (state.name, state.message) == ("Running", "elsewhere")
+
+
+def waiting_run(system: System, session_id: str, media: DemoMedia) -> UUID:
+    """The flow run of a session whose video is missing."""
+    attempt = opened(system, session_id)
+    system.record(session_id, FileKind.ID_IMAGE, media.genuine_card)
+    return asyncio.run(start_or_wake(attempt)).id
+
+
+def execute_here(system: System, run_id: UUID) -> None:
+    """Execute a flow run in this process, as a worker would."""
+
+    async def begin(client: PrefectClient) -> FlowRun:
+        await client.set_flow_run_state(run_id, Pending(), force=True)
+        return await client.read_flow_run(run_id)
+
+    run = system.prefect(begin)
+    flow: Flow[..., Any] = verify_session
+    with pytest.raises(Pause):
+        asyncio.run(run_flow_async(flow, flow_run=run, parameters=run.parameters))
 
 
 def test_a_recorded_file_that_is_gone_from_storage_fails_loudly_and_heals_by_sending_it_again(

@@ -5,7 +5,6 @@ matter of SQL alone are in tests/integration/test_leases.py and test_status.py, 
 """
 
 import asyncio
-import os
 import subprocess
 import sys
 import time
@@ -15,25 +14,27 @@ from pathlib import Path
 
 import psutil
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import temporary_settings
 from prefect.states import Scheduled
 from sqlalchemy import select
 
 from deployments.demo_card import draw_card
 from deployments.demo_media import DemoMedia, portraits
 from deployments.stack import environment
-from tasks.contracts import FileKind, Status, StoredFile, comparison_key
+from tasks.contracts import FileKind, Status, comparison_key
 from tasks.database.attempts import get_attempt, open_attempt
 from tasks.database.audit import trail
 from tasks.database.comparisons import get_comparison
 from tasks.database.engine import reading
-from tasks.database.leases import holders
+from tasks.database.leases import Lease, comparison_lease, holders, release, take
 from tasks.database.tables import AuditRow, DecisionRow
 from tasks.dispatch import worker_of
 from tasks.faces.models import engine_config
 from tasks.liveness import run_lease
 from tasks.settings import Settings
 from tasks.trigger import trigger
+from tests.acceptance.test_sessions import executions
 from tests.system import DECISION_SECONDS, System, eventually
 
 SOON = 0.005
@@ -63,7 +64,7 @@ class Pair:
         async def tell() -> None:
             await asyncio.gather(*(trigger(attempt) for _ in range(times)))
 
-        with temporary_settings({PREFECT_API_URL: self.system.addresses.prefect_api}):
+        with temporary_settings(self.system.prefect_settings):
             asyncio.run(tell())
 
     def starts(self) -> int:
@@ -81,6 +82,11 @@ class Pair:
         while bool(look()) != seen:
             assert time.monotonic() < deadline, f"{what} is not {seen}"
             time.sleep(SOON)
+
+    def waits(self, name: str) -> FlowRun | None:
+        """Its one flow run, if it is in this state."""
+        (run,) = self.system.session_runs(self.session_id)
+        return run if run.state_name == name else None
 
     def decided(self) -> str:
         """Its decision, when it is there."""
@@ -125,9 +131,6 @@ def test_fifty_triggers_at_once_give_one_flow_run_one_comparison_and_one_decisio
     assert pair.starts() == 1
     with reading(pair.system.database) as session:
         assert len(session.scalars(select(DecisionRow).where(DecisionRow.session_id == pair.session_id)).all()) == 1
-    # Where the session's worker has the engine, its own run has computed.
-    found = get_attempt(pair.system.database, pair.session_id)
-    assert (found.comparison_run_id == found.flow_run_id) is pair.system.resident
 
 
 def test_a_session_started_again_after_its_decision_and_another_with_its_files_compute_nothing(
@@ -143,7 +146,7 @@ def test_a_session_started_again_after_its_decision_and_another_with_its_files_c
     assert twin.key == pair.key
     twin.trigger()
     assert twin.decided() == "match"
-    eventually(lambda: True if pair.system.session_runs(pair.session_id)[0].run_count >= 2 else None)
+    eventually(lambda: True if executions(pair.system, run.id) >= 2 else None)
     assert pair.ended() == "Match"
     assert pair.starts() == 1
 
@@ -172,12 +175,11 @@ def test_a_comparison_whose_worker_dies_twice_is_not_tried_a_third_time(pair: Pa
         pair.system.kill_worker("gpu")
         assert not pair.stored(), "It was killed too late: the row is there."
     eventually(lambda: True if get_attempt(pair.system.database, pair.session_id).status is Status.ERROR else None)
-    assert pair.ended() == ("Crashed" if pair.system.resident else "Failed")
+    assert pair.ended() == "Crashed"
     assert pair.starts() == 2
     assert len(pair.system.audit(pair.key, "computation_lost")) == 2
     (told,) = [line.detail for line in trail(pair.system.database, pair.session_id) if line.to_status == "error"]
-    # In a resident worker a session's own run computes; else it has heard of the run that did.
-    assert ("2 times while it computed" if pair.system.resident else "ended as ProcessDied") in str(told)
+    assert "2 times while it computed" in str(told)
 
 
 def test_a_worker_killed_after_the_row_was_stored_before_anyone_knew_costs_no_second_computation(pair: Pair) -> None:
@@ -187,22 +189,20 @@ def test_a_worker_killed_after_the_row_was_stored_before_anyone_knew_costs_no_se
     pair.system.kill_worker("gpu")
     assert pair.decided() == "match"
     assert pair.starts() == 1
-    run_id = get_attempt(pair.system.database, pair.session_id).comparison_run_id
-    assert run_id is not None
-    assert pair.system.ended_run(run_id).state_name == ("Match" if pair.system.resident else "Completed")
+    assert pair.ended() == "Match"
 
 
-def test_a_session_worker_killed_while_it_starts_a_run_loses_nothing(pair: Pair) -> None:
+def test_a_worker_killed_while_it_starts_a_run_loses_nothing(pair: Pair) -> None:
     """Killed in Pending, and once more in Running. Without the sweep the run stays there for ever."""
     pair.trigger()
     # In a resident worker it is Pending for a few milliseconds, and soon computes: killed twice there, it is given up.
     for wanted in ("RUNNING",) if pair.system.resident else ("PENDING", "RUNNING"):
         while not _is(pair, wanted):
             time.sleep(SOON)
-        pair.system.kill_worker(pair.system.sessions_pool)
+        pair.system.kill_worker("gpu")
     assert pair.decided() == "match"
     assert pair.ended() == "Match"
-    assert pair.starts() <= (2 if pair.system.resident else 1)
+    assert pair.starts() <= 2
 
 
 def _is(pair: Pair, wanted: str) -> bool:
@@ -261,31 +261,31 @@ def another_worker(system: System) -> Iterator[None]:
         assert process.wait(60) == 0
 
 
-COMPARE = """
-import sys
-from flows.compare_faces import compare_faces
-from tasks.contracts import StoredFile
-compare_faces(*(StoredFile.model_validate_json(one) for one in sys.argv[1:]))
-"""
-
-
-def test_two_runs_that_want_the_same_comparison_at_once_compute_it_once(pair: Pair) -> None:
-    """Two processes, as on two GPU workers. Without the lease both compute."""
-    environment = {
-        **os.environ,
-        **pair.system.environment,
-        "PREFECT_API_URL": pair.system.addresses.prefect_api,
-        "KYCFLOW_STATE_DIR": str(pair.system.settings.state_dir),
-    }
-
-    def start(reference: StoredFile, probe: StoredFile) -> subprocess.Popen[bytes]:
-        files = (reference.model_dump_json(), probe.model_dump_json())
-        return subprocess.Popen([sys.executable, "-c", COMPARE, *files], env=environment)
-
-    both = [start(pair.reference, pair.probe) for _ in range(2)]
-    assert [process.wait(DECISION_SECONDS) for process in both] == [0, 0]
-    assert pair.stored()
+def test_two_sessions_that_want_the_same_comparison_at_once_compute_it_once(
+    pair: Pair, demo_media: DemoMedia, tmp_path: Path
+) -> None:
+    """Without the lease both compute."""
+    twin = Pair(pair.system, f"{pair.session_id}-twin", tmp_path / "card.jpg", demo_media.selfie_video)
+    pair.trigger()
+    twin.trigger()
+    assert [one.decided() for one in (pair, twin)] == ["match"] * 2
+    assert [one.ended() for one in (pair, twin)] == ["Match"] * 2
     assert pair.starts() == 1
+
+
+def test_a_session_whose_comparison_another_one_computes_gives_up_its_place_and_is_woken(pair: Pair) -> None:
+    """Somebody holds the lease for as long as it takes. Without the wake it would wait for ever."""
+    database, name = pair.system.database, comparison_lease(pair.key)
+    lease = take(database, name, "another flow run", DECISION_SECONDS)
+    assert isinstance(lease, Lease)
+    pair.trigger()
+    run = eventually(lambda: pair.waits("AwaitingComparison"), 60)
+    assert "same two files" in str(run.state.message if run.state else "")
+    release(database, lease)
+    assert pair.decided() == "match"
+    assert pair.ended() == "Match"
+    assert pair.starts() == 1
+    assert executions(pair.system, run.id) == 2, "It waited once, and was woken once."
 
 
 def test_a_run_that_ended_gives_no_sign_of_life_any_more(pair: Pair) -> None:

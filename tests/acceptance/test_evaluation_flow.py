@@ -14,7 +14,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import Log
-from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from flows.evaluate_faces import evaluate_faces
 from tasks.evaluation.results import Evaluation
@@ -38,9 +38,7 @@ def listed(
     del weights  # are in place
     monkeypatch.setenv("KYCFLOW_STATE_DIR", str(media_settings.state_dir))
     monkeypatch.setenv("KYCFLOW_STORAGE_URL", f"file://{tmp_path}/storage")
-    with temporary_settings(
-        {PREFECT_API_URL: system.addresses.prefect_api, PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results"}
-    ):
+    with temporary_settings(system.prefect_settings | {PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results"}):
         yield write_pairs(tmp_path / "faces", media_settings)
         gc.collect()
 

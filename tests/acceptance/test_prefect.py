@@ -2,30 +2,34 @@
 
 import asyncio
 import base64
+import re
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.sorting import LogSort
 
 from deployments.demo_media import DemoMedia
-from deployments.provision import POOLS, SESSIONS, UPKEEP_QUEUE
+from deployments.prefect_access import read_secret
+from deployments.provision import POOLS
 from tests.acceptance.test_sessions import verify
-from tests.system import System
+from tests.system import System, eventually
 
 DEPLOYMENTS = {
     "verify-session": "gpu",
-    "compare-faces": "gpu",
     "evaluate-faces": "gpu",
-    "sweep-sessions": "sessions",
+    "sweep-sessions": "upkeep",
+    "purge-sessions": "upkeep",
 }
 
 
 def deployment(system: System, name: str) -> dict[str, object]:
     """A deployment as the UI reads it."""
-    answer = httpx.get(f"{system.addresses.prefect_api}/deployments/name/{name}/{name}")
-    answer.raise_for_status()
+    with system.prefect_http() as prefect:
+        answer = prefect.get(f"/deployments/name/{name}/{name}").raise_for_status()
     found: dict[str, object] = answer.json()
     return found
 
@@ -37,7 +41,9 @@ def test_fifty_flow_runs_created_at_once_are_all_taken(system: System) -> None:
     state = {"type": "SCHEDULED", "name": "AwaitingFiles", "state_details": {"scheduled_time": later}}
 
     async def burst() -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=system.addresses.prefect_api, timeout=60) as client:
+        user, _, password = read_secret(system.settings).partition(":")
+        login = httpx.BasicAuth(user, password)
+        async with httpx.AsyncClient(base_url=system.addresses.prefect_api, auth=login, timeout=60) as client:
             bodies = [{"parameters": {"session_id": f"many-{uuid.uuid4().hex[:8]}"}, "state": state} for _ in range(50)]
             answers = await asyncio.gather(*(client.post(create, json=body) for body in bodies))
             for answer in answers:
@@ -58,7 +64,7 @@ def test_a_deployment_explains_itself_in_the_ui(name: str, system: System) -> No
 
 
 def test_every_parameter_of_the_form_has_a_title_and_a_description(system: System) -> None:
-    for name in ("verify-session", "compare-faces", "evaluate-faces"):
+    for name in ("verify-session", "evaluate-faces"):
         schema = deployment(system, name)["parameter_openapi_schema"]
         assert isinstance(schema, dict)
         for parameter in schema["properties"].values():
@@ -68,33 +74,34 @@ def test_every_parameter_of_the_form_has_a_title_and_a_description(system: Syste
 
 @pytest.mark.parametrize("parameters", [{"session_id": "../etc"}, {"session_id": "a", "attempt": 0}, {}])
 def test_the_form_refuses_what_the_flow_would(parameters: dict[str, object], system: System) -> None:
-    create = f"{system.addresses.prefect_api}/deployments/{deployment(system, 'verify-session')['id']}/create_flow_run"
-    assert httpx.post(create, json={"parameters": parameters}).status_code == 409
+    create = f"/deployments/{deployment(system, 'verify-session')['id']}/create_flow_run"
+    with system.prefect_http() as prefect:
+        assert prefect.post(create, json={"parameters": parameters}).status_code == 409
 
 
 def test_the_sweep_has_its_schedule_and_runs_are_planned(system: System) -> None:
     schedules = deployment(system, "sweep-sessions")["schedules"]
     assert isinstance(schedules, list)
     assert [schedule["active"] for schedule in schedules] == [True]
-    planned = httpx.post(
-        f"{system.addresses.prefect_api}/flow_runs/filter",
-        json={"deployments": {"name": {"any_": ["sweep-sessions"]}}, "limit": 5},
-    ).json()
+    query = {"deployments": {"name": {"any_": ["sweep-sessions"]}}, "limit": 5}
+    with system.prefect_http() as prefect:
+        planned = prefect.post("/flow_runs/filter", json=query).json()
     assert planned
 
 
 def test_limits_stand_at_queues_so_that_lost_runs_leave_the_sweep_its_place(system: System) -> None:
     for name, _, limit, _ in POOLS:
-        pool = httpx.get(f"{system.addresses.prefect_api}/work_pools/{name}").json()
-        queues = httpx.post(f"{system.addresses.prefect_api}/work_pools/{name}/queues/filter", json={}).json()
+        with system.prefect_http() as prefect:
+            pool = prefect.get(f"/work_pools/{name}").json()
+            queues = prefect.post(f"/work_pools/{name}/queues/filter", json={}).json()
         assert pool["concurrency_limit"] is None
         limits = {queue["name"]: queue["concurrency_limit"] for queue in queues}
-        assert limits == {"default": limit} | ({UPKEEP_QUEUE: None} if name == SESSIONS else {})
-    assert deployment(system, "sweep-sessions")["work_queue_name"] == UPKEEP_QUEUE
+        assert limits == {"default": limit}
 
 
 def test_the_form_for_a_new_pool_offers_the_resident_worker(system: System) -> None:
-    types = httpx.get(f"{system.addresses.prefect_api}/collections/views/aggregate-worker-metadata").json()
+    with system.prefect_http() as prefect:
+        types = prefect.get("/collections/views/aggregate-worker-metadata").json()
     assert "process" in types["prefect"]
     resident = types["kycflow"]["resident"]
     assert resident["display_name"] == "Resident"
@@ -121,6 +128,33 @@ def test_prefect_stores_no_picture_embedding_or_file_content(
             for form in (piece, base64.b64encode(piece), piece.hex().encode()):
                 assert form not in prefect
                 assert form not in logs
+    assert re.search(rb"similarity\W{1,5}-?[01]\.\d", prefect) is None, "A score is in SQL only."
     for word in (b"embedding", b"JFIF", b"\x89PNG", b"ftypisom"):
         assert word not in prefect, word
         assert word not in logs, word
+
+
+def said(system: System, session_id: str) -> list[str]:
+    """What the log of a session's flow run holds in the end, in order."""
+    (run,) = system.session_runs(session_id)
+    of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+
+    def look() -> list[str] | None:
+        logs = system.prefect(lambda client: client.read_logs(of_run, sort=LogSort.TIMESTAMP_ASC))
+        messages = [log.message for log in logs]
+        return messages if messages and messages[-1].startswith("Finished") else None
+
+    return eventually(look, 60)
+
+
+def test_a_run_says_what_it_did_and_prefect_does_not_repeat_that_tasks_ended(
+    system: System, demo_media: DemoMedia, session_id: str
+) -> None:
+    for name in (session_id, f"{session_id}-twin"):
+        verify(system, name, demo_media.genuine_card, demo_media.selfie_video)
+    size = f"{demo_media.genuine_card.stat().st_size:,} bytes"
+    told = said(system, f"{session_id}-twin")
+    begun, found, reused, end = [line for line in told if not line.startswith("Worker ")]
+    assert found.startswith(f"ID image found, {size}; selfie video found, ")
+    assert reused.startswith("reused the comparison of ")
+    assert (begun[:9], end[:23]) == ("Beginning", "Finished in state Match")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from sqlalchemy import select, update
 
 from deployments.demo_card import draw_card
@@ -33,9 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def inside(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process as one of the system's own."""
     monkeypatch.setenv("KYCFLOW_STATE_DIR", str(system.settings.state_dir))
-    with temporary_settings(
-        {PREFECT_API_URL: system.addresses.prefect_api, PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results"}
-    ):
+    with temporary_settings(system.prefect_settings | {PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results"}):
         yield
         gc.collect()
 
@@ -108,7 +106,7 @@ def test_media_crops_and_scores_past_their_age_go_and_decision_and_audit_stay(
 
     assert get_comparison(system.database, key_of(before[alone])) is None
     assert objects(system, f"comparisons/{key_of(before[alone])}/") == []
-    run_id = before[alone].comparison_run_id
+    run_id = before[alone].flow_run_id
     assert run_id is not None
     assert run_id not in {run.id for run in system.prefect(lambda client: client.read_flow_runs(limit=200))}
 

@@ -15,7 +15,7 @@ def test_a_block_of_the_readme_ends_with_a_match(
 ) -> None:
     variables = {
         "KYCFLOW_API": system.addresses.upload_api,
-        "PREFECT_API_URL": system.addresses.prefect_api,
+        **system.prefect_variables,
         "STORAGE": str(system.settings.state_dir / "storage"),
         "ID_IMAGE": str(demo_media.genuine_card),
         "SELFIE_VIDEO": str(demo_media.selfie_video),

@@ -6,51 +6,34 @@ import re
 import shlex
 import subprocess
 import sys
-import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
-from uuid import UUID
+from typing import TypeVar
 
 import httpx
 import pytest
+from fastapi import FastAPI, Response
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import State
-from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Scheduled
+from prefect.events.actions import DoNothing
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from deployments.bring_over import OLD_AUTOMATION, bring_over
 from deployments.doctor import Finding, examine_prefect
-from deployments.provision import POOLS, SESSIONS, UPKEEP_QUEUE, create_pools, drop_missed_sweeps
-from deployments.server_configuration import (
-    HEARTBEAT_SECONDS,
-    LOST_RUNS,
-    SILENCE,
-    WATCHED_TAGS,
-    as_wanted,
-    lost_runs_automation,
-)
-from tasks.dispatch import TAG, awaiting_files, prefect_api
+from deployments.exposure import exposures
+from deployments.prefect_access import CLIENT_SECRET, SERVER_ORIGINS, SERVER_SECRET
+from deployments.provision import POOLS, UPKEEP, create_pools, drop_missed_sweeps
+from tasks.database import database_for
+from tasks.database.leases import renew
+from tasks.dispatch import prefect_api
 from tasks.settings import Settings
+from tasks.sweep.place import keep_place, leave_place, take_place
+from tests.http_server import serving
 from tests.prefect_server import prefect_server
-from tests.system import eventually
 
 T = TypeVar("T")
-
-# A flow run like ours, as far as Prefect goes, that somebody kills.
-ENDLESS_FLOW = """
-import sys, time
-from prefect import flow, tags
-
-@flow
-def endless():
-    time.sleep(600)
-
-with tags(*sys.argv[1:]):
-    endless()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +44,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def _provisioned(server: str) -> Iterator[None]:
+def _provisioned(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test begins after `kycflow deploy`, in the environment of a shell with PREFECT_API_URL."""
+    monkeypatch.setenv("KYCFLOW_WORKER_TYPE", "process")
     with temporary_settings({PREFECT_API_URL: server}):
         provision()
         yield
@@ -107,99 +91,60 @@ def finding(what: str) -> Finding:
     return found
 
 
-def automations() -> list[Automation]:
-    """Those of our name."""
-    return prefect(lambda client: client.read_automations_by_name(LOST_RUNS))
+def test_what_strangers_can_do_at_a_server_is_shown(server: str, tmp_path: Path) -> None:
+    assert [(one.state, one.finding.partition(":")[0]) for one in findings("Access")] == [
+        ("warning", "no login"),
+        ("warning", "any web page may call it"),
+    ]
+    # Closed as its remedies say.
+    remedies = " ".join(one.remedy for one in findings("Access"))
+    assert {SERVER_SECRET, CLIENT_SECRET, SERVER_ORIGINS} <= {*re.findall(r"[A-Z_]{5,}", remedies)}
+    login = "user:password"
+    closed = prefect_server(tmp_path / "prefect", **{SERVER_SECRET: login, SERVER_ORIGINS: ""})
+    with closed as other, temporary_settings({PREFECT_API_URL: other, PREFECT_API_AUTH_STRING: login}):
+        assert finding("Access").state == "ok"
+        with temporary_settings({PREFECT_API_AUTH_STRING: "user:wrong"}):
+            assert "set PREFECT_API_AUTH_STRING" in findings("Prefect")[-1].finding + findings("Prefect")[-1].remedy
 
 
-def automation() -> Automation:
-    """The only one."""
-    (found,) = automations()
-    return found
+def test_a_server_that_wants_tokens_and_no_login_is_shown(tmp_path: Path) -> None:
+    """Whoever asks gets such a token."""
+    csrf = {"PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true", SERVER_ORIGINS: ""}
+    with prefect_server(tmp_path / "prefect", **csrf) as open_server:
+        assert ["no login" in one.finding for one in asyncio.run(exposures(open_server))] == [True]
 
 
-def change() -> None:
-    """Have somebody change the automation."""
-    update(lost_runs_automation().model_copy(update={"description": "mine"}))
+@pytest.mark.parametrize(("status", "told"), [(401, []), (403, []), (302, []), (503, [True]), (404, [True])])
+def test_what_cannot_be_told_of_a_server_is_not_called_closed(status: int, told: list[bool]) -> None:
+    server = FastAPI()
+    server.add_api_route("/api/admin/version", lambda: Response(status_code=status))
+    with serving(server) as address:
+        assert ["is not known" in one.finding for one in asyncio.run(exposures(f"{address}/api"))] == told
 
 
-def update(other: AutomationCore) -> None:
-    """Put another one in its place."""
-    found = automation().id
-    prefect(lambda client: client.update_automation(found, other))
+def test_a_server_that_says_what_its_workers_run_is_shown(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [one for one in findings("Work pool") if one.state == "warning"]
+    assert [one.finding.partition(":")[0] for one in said] == [name for name, *_ in POOLS]
+    assert "Prefect's server says what its workers run" in said[0].finding
+    monkeypatch.setenv("KYCFLOW_WORKER_TYPE", "resident")
+    assert {(one.state, one.finding.partition(":")[2]) for one in findings("Work pool")} == {
+        ("missing", " its workers refuse it")
+    }
 
 
-def delete() -> None:
-    """Have somebody delete the automation."""
-    found = automation().id
-    prefect(lambda client: client.delete_automation(found))
+def test_the_automation_of_version_0_1_0_goes() -> None:
+    """It fired for runs that had ended."""
+    never = EventTrigger(posture=Posture.Reactive, expect={"never"}, threshold=1, within=timedelta(0))
+    old = [AutomationCore(name=name, trigger=never, actions=[DoNothing()]) for name in (OLD_AUTOMATION, "mine")]
+    for automation in old:
+        prefect(lambda client, one=automation: client.create_automation(one))  # type: ignore[misc]
+    assert OLD_AUTOMATION in str(asyncio.run(bring_over()))
+    assert [one.name for one in prefect(lambda client: client.read_automations())] == ["mine"]
 
 
-def test_deploying_again_leaves_the_automation_untouched(server: str) -> None:
-    def stored() -> list[dict[str, Any]]:
-        """With the time of its last change."""
-        found: list[dict[str, Any]] = httpx.post(f"{server}/automations/filter", json={}).json()
-        return found
-
-    before = stored()
-    assert [one["name"] for one in before] == [LOST_RUNS]
-    provision()
-    assert stored() == before
-
-
-def test_a_changed_automation_is_shown_and_put_right() -> None:
-    change()
-    assert (finding("Automation").state, as_wanted(automation())) == ("warning", False)
-    provision()
-    assert (finding("Automation").state, as_wanted(automation())) == ("ok", True)
-
-
-@pytest.mark.parametrize("changed", [False, True])
-def test_an_automation_that_was_switched_off_is_shown_and_stays_off(changed: bool) -> None:
-    found = automation().id
-    prefect(lambda client: client.pause_automation(found))
-    if changed:
-        change()
-    provision()
-    assert (automation().enabled, as_wanted(automation())) == (False, True)
-    assert (finding("Automation").state, finding("Automation").finding) == ("warning", f"{LOST_RUNS}: off")
-    prefect(lambda client: client.resume_automation(found))
-    assert finding("Automation").state == "ok"
-
-
-def test_a_deleted_automation_is_shown_and_made_again() -> None:
-    delete()
-    shown = finding("Automation")
-    assert (shown.state, "kycflow deploy" in shown.remedy) == ("warning", True)
-    provision()
-    assert finding("Automation").state == "ok"
-
-
-def test_of_several_automations_one_is_left() -> None:
-    for _ in range(2):
-        prefect(lambda client: client.create_automation(lost_runs_automation()))
-    assert (len(automations()), finding("Automation").state) == (3, "warning")
-    provision()
-    assert (len(automations()), finding("Automation").state) == (1, "ok")
-
-
-def test_several_who_deploy_at_once_leave_one_automation() -> None:
-    delete()
-
-    async def at_once() -> None:
-        await asyncio.gather(*(create_pools("process") for _ in range(5)))
-
-    asyncio.run(at_once())
-    assert len(automations()) == 1
-
-
-def test_a_missing_queue_is_shown_and_made_again() -> None:
-    async def delete_queue(client: PrefectClient) -> None:
-        queue = await client.read_work_queue_by_name(UPKEEP_QUEUE, work_pool_name=SESSIONS)
-        await client.delete_work_queue_by_id(queue.id)
-
-    prefect(delete_queue)
-    assert (finding("Work queue").state, finding("Work queue").finding) == ("missing", UPKEEP_QUEUE)
+def test_a_missing_pool_is_shown_and_made_again() -> None:
+    prefect(lambda client: client.delete_work_pool(UPKEEP))
+    assert (finding("Work queue").state, finding("Work queue").finding) == ("missing", f"{UPKEEP}/default")
     provision()
     assert finding("Work queue").state == "ok"
 
@@ -207,8 +152,8 @@ def test_a_missing_queue_is_shown_and_made_again() -> None:
 @pytest.mark.parametrize(
     "limit",
     [
-        f"work-pool set-concurrency-limit {SESSIONS} 4",
-        f"work-queue set-concurrency-limit {UPKEEP_QUEUE} 4 --pool {SESSIONS}",
+        f"work-pool set-concurrency-limit {UPKEEP} 4",
+        f"work-queue set-concurrency-limit default 4 --pool {UPKEEP}",
     ],
 )
 def test_a_limit_that_can_stop_the_sweep_stays_is_shown_and_goes_by_the_remedy(server: str, limit: str) -> None:
@@ -219,8 +164,8 @@ def test_a_limit_that_can_stop_the_sweep_stays_is_shown_and_goes_by_the_remedy(s
     for command in re.findall(r"prefect [\w -]+", shown.remedy):
         operator(server, *command.split())
     assert finding("Work queue").state == "ok"
-    queues = prefect(lambda client: client.read_work_queues(work_pool_name=SESSIONS))
-    assert {queue.name: queue.concurrency_limit for queue in queues} == {"default": 4, UPKEEP_QUEUE: None}
+    queues = prefect(lambda client: client.read_work_queues(work_pool_name=UPKEEP))
+    assert {queue.name: queue.concurrency_limit for queue in queues} == {"default": None}
 
 
 def test_a_limit_that_an_operator_gave_a_queue_stays(server: str) -> None:
@@ -242,25 +187,29 @@ def test_a_server_without_deployments_workers_or_sweeps_is_shown(server: str) ->
     assert {one.state for one in findings("Deployment")} == {finding("Sweep").state} == {"missing"}
     with deployed(server):
         assert {one.state for one in findings("Deployment")} == {"ok"}
-        assert [one.state for one in findings("Work pool")] == ["missing", "missing"]
-        assert "kycflow worker --pool gpu" in findings("Work pool")[1].remedy
-        assert (finding("Sweep").state, finding("Sweep").finding) == ("ok", "the first one is due")
+        absent = [one for one in findings("Work pool") if one.state == "missing"]
+        assert [one.finding.partition(":")[2] for one in absent] == [" no worker in two minutes"] * 2
+        assert "kycflow worker --pool gpu" in absent[1].remedy
+        assert (finding("Sweep").state, finding("Sweep").finding) == ("warning", "none at work")
 
 
-def test_a_sweep_counts_when_it_began_of_late_and_did_not_fail(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_counts_while_it_keeps_its_place(server: str) -> None:
+    database = database_for(Settings())
     with deployed(server):
-        begin_sweep(server, "RUNNING")
-        assert finding("Sweep").state == "ok"
         failed = begin_sweep(server, "RUNNING", "FAILED")
         assert (finding("Sweep").state, failed in finding("Sweep").remedy) == ("warning", True)
-        begin_sweep(server, "RUNNING", "COMPLETED")
+        place = take_place(database, begin_sweep(server, "RUNNING"))
         assert finding("Sweep").state == "ok"
-        monkeypatch.setattr("deployments.doctor.RECENT", timedelta(seconds=0))  # instead of waiting for two minutes
-        assert (finding("Sweep").state, "the last one began" in finding("Sweep").finding) == ("warning", True)
+        renew(database, place, 0)  # as of one that was killed a while ago
+        assert finding("Sweep").state == "warning"
+        assert keep_place(database, place)
+        assert finding("Sweep").state == "ok"
+        leave_place(database, place)
+        assert (finding("Sweep").state, UPKEEP in finding("Sweep").remedy) == ("warning", True)
 
 
 def test_missed_sweeps_are_dropped_and_nothing_else(server: str) -> None:
-    """Without it a session worker takes up one for each minute in which nothing ran, at once."""
+    """Without it the worker takes up one for each minute in which nothing ran, at once."""
 
     def create(name: str, due: datetime, **parameters: str) -> str:
         """A flow run that is due then; its id."""
@@ -300,83 +249,3 @@ def deployed(server: str) -> Iterator[None]:
     finally:
         for deployment in httpx.post(f"{server}/deployments/filter", json={}).json():
             httpx.delete(f"{server}/deployments/{deployment['id']}").raise_for_status()
-
-
-def test_every_run_is_watched_but_for_sessions_and_sends_three_heartbeats_in_the_silence_allowed(server: str) -> None:
-    with deployed(server):
-        found = httpx.post(f"{server}/deployments/filter", json={}).json()
-    assert len(found) >= 4
-    for deployment in found:
-        assert TAG in deployment["tags"]
-        assert ({"session"} | set(WATCHED_TAGS)) & set(deployment["tags"]), deployment["name"]
-    for pool, *_ in POOLS:
-        variables = httpx.get(f"{server}/work_pools/{pool}").json()["base_job_template"]["variables"]["properties"]
-        seconds = int(variables["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
-        assert timedelta(seconds=3 * seconds) <= SILENCE
-    assert timedelta(seconds=3 * HEARTBEAT_SECONDS) <= SILENCE  # and so a resident worker sends them
-
-
-def test_a_run_whose_process_was_killed_is_ended_and_those_that_wait_are_not(server: str, tmp_path: Path) -> None:
-    hasty = lost_runs_automation()
-    assert isinstance(hasty.trigger, EventTrigger)
-    hasty.trigger.within = timedelta(seconds=10)  # nobody wants to wait for 90
-    update(hasty)
-    (tmp_path / "endless.py").write_text(ENDLESS_FLOW)
-    processes = [
-        subprocess.Popen([sys.executable, tmp_path / "endless.py", TAG, tag], env=shell(server))
-        for tag in ("session", "comparison", "comparison")
-    ]
-    try:
-        heartbeats = eventually(lambda: all_heartbeats(server, 3), 60)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    (session,) = heartbeats["session"]
-    queued, lost = heartbeats["comparison"]
-
-    later = datetime.now(UTC) + timedelta(hours=1)
-    wait(session, awaiting_files(later, "id_image"))
-    for heartbeat in (session, queued, lost):  # as if the server had missed that the session's run waits
-        again = heartbeat | {"id": str(uuid.uuid4()), "occurred": datetime.now(UTC).isoformat()}
-        httpx.post(f"{server}/events", json=[again]).raise_for_status()
-    wait(queued, Scheduled(scheduled_time=later))
-
-    assert eventually(lambda: final(lost), 60) == ("Crashed", "Its process sent no heartbeat any more.")
-    # The others were heard of before it, so their time is over too.
-    assert [state_of(run).name for run in (session, queued)] == ["AwaitingFiles", "Scheduled"]
-
-
-def all_heartbeats(server: str, number: int) -> dict[str, list[dict[str, Any]]] | None:
-    """The first heartbeat of every run, by the run's tag beside ours; None before there are so many."""
-    wanted = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}, "order": "DESC"}}
-    events = httpx.post(f"{server}/events/filter", json=wanted).json()["events"]
-    first = {event["resource"]["prefect.resource.id"]: event for event in events}.values()
-    found: dict[str, list[dict[str, Any]]] = {}
-    for event in first:
-        tags = {one["prefect.resource.id"].removeprefix("prefect.tag.") for one in event["related"]}
-        found.setdefault((tags & {"session", "comparison"}).pop(), []).append(event)
-    return found if len(first) == number else None
-
-
-def run_id(heartbeat: dict[str, Any]) -> UUID:
-    """The flow run that has sent it."""
-    return UUID(heartbeat["resource"]["prefect.resource.id"].removeprefix("prefect.flow-run."))
-
-
-def wait(heartbeat: dict[str, Any], state: State[None]) -> None:
-    """Set a flow run to a state in which it has no process."""
-    prefect(lambda client: client.set_flow_run_state(run_id(heartbeat), state, force=True))
-
-
-def state_of(heartbeat: dict[str, Any]) -> State[Any]:
-    """Where the flow run stands."""
-    state = prefect(lambda client: client.read_flow_run(run_id(heartbeat))).state
-    assert state is not None
-    return state
-
-
-def final(heartbeat: dict[str, Any]) -> tuple[str | None, str | None] | None:
-    """Name and message of the flow run's final state; None before it has one."""
-    state = state_of(heartbeat)
-    return (state.name, state.message) if state.is_final() else None

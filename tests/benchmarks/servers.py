@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 
 from deployments.server_load import LOAD_VARIABLES
-from deployments.stack import LOOPBACK, stop_tree
+from deployments.stack import LOOPBACK
+from deployments.stopping import stop_tree
 from tests.chaos.postgresql import PostgreSQL
 from tests.prefect_server import prefect_server, without_settings
 from tests.services import missing

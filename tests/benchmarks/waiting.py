@@ -16,13 +16,14 @@ import psutil
 import psycopg
 import pytest
 import typer
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import temporary_settings
 from psycopg import sql
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from sqlalchemy import event, update
 
+from deployments.prefect_access import client_settings
 from deployments.stack import Stack
 from tasks.contracts import FileKind, StoredFile
 from tasks.database import database_for
@@ -31,11 +32,11 @@ from tasks.database.engine import writing
 from tasks.database.tables import AttemptRow
 from tasks.settings import Settings
 from tasks.storage.keys import new_file_key
-from tasks.sweep import look
+from tasks.sweep.findings import Looker
 from tasks.trigger import trigger
 from tests.chaos.postgresql import postgresql, serve_everything
 
-PARTS = ("worker-sessions", "worker-gpu", "prefect-server", "upload-service")
+PARTS = ("worker-upkeep", "worker-gpu", "prefect-server", "upload-service")
 WATCH_SECONDS = 60
 
 
@@ -72,8 +73,9 @@ def main(
         if not embedded:
             cluster = exits.enter_context(postgresql())
             serve_everything(cluster, patch)
-        stack = exits.enter_context(Stack(Settings()))
-        exits.enter_context(temporary_settings({PREFECT_API_URL: stack.addresses.prefect_api}))
+        measured = Settings()
+        stack = exits.enter_context(Stack(measured))
+        exits.enter_context(temporary_settings(client_settings(measured, stack.addresses)))
         time.sleep(WATCH_SECONDS / 2)  # the first sweeps, and what starting leaves behind
         before, first = _costs(stack), _look()
         began = time.monotonic()
@@ -197,7 +199,7 @@ def _look() -> Look:
     for _ in range(5):
         with _counted(database) as counts:
             began = time.perf_counter()
-            asyncio.run(look())
+            asyncio.run(Looker().look())
             taken.append((time.perf_counter() - began, counts["queries"], counts["calls"]))
     seconds, queries, calls = (statistics.median(column) for column in zip(*taken, strict=True))
     return Look(seconds, int(queries), int(calls))

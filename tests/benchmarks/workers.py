@@ -38,7 +38,7 @@ from rich.progress import track
 from rich.table import Table
 
 from deployments.provision import PROCESS, RESIDENT, process_template
-from deployments.stack import stop_tree
+from deployments.stopping import stop_tree
 from tasks.settings import Settings
 from tests import resident_flows
 from tests.benchmarks.servers import API, SERVICES, Servers, cpu, redis, servers_of
@@ -171,7 +171,8 @@ async def seconds_taken(client: PrefectClient, deployment: UUID) -> float:
     (last,) = await client.read_flow_runs(deployment_filter=_of(deployment), sort=FlowRunSort.END_TIME_DESC, limit=1)
     if first.start_time is None or last.end_time is None:
         raise RuntimeError("Flow runs have ended without times.")
-    return (last.end_time - first.start_time).total_seconds()
+    taken: float = (last.end_time - first.start_time).total_seconds()  # untyped in Prefect 3.9
+    return taken
 
 
 def _of(deployment: UUID) -> DeploymentFilter:
@@ -190,7 +191,8 @@ async def create(client: PrefectClient, deployment: UUID, count: int, name: str)
 @contextmanager
 def worker_of(pool: str, kind: str, address: str, log_file: Path, query_seconds: float = 1) -> Iterator[psutil.Process]:
     """A worker of a pool, as Prefect's own command starts it; stopped at the end."""
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--limit", str(LIMITS[kind])]
+    command = [sys.executable, "-m", "tests.with_own_flows", "prefect", "worker", "start", "--pool", pool]
+    command += ["--limit", str(LIMITS[kind])]
     variables = {
         "PREFECT_API_URL": address,
         "PREFECT_HOME": str(log_file.with_suffix("")),

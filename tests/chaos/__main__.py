@@ -5,7 +5,9 @@ import random
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +19,12 @@ from deployments.demo_media import build_demo_media, portraits
 from tasks.settings import Settings
 from tests.chaos.clients import Clients
 from tests.chaos.faults import Faults
-from tests.chaos.plan import Card, Plan, PlannedSession, draw
+from tests.chaos.plan import Away, Card, Plan, PlannedSession, draw
 from tests.chaos.verdict import judge, table, wait_for_decisions
 from tests.chaos.world import world
 
 MOMENT_SECONDS = 120
+STORAGE_SECONDS = 10
 KILL_SECONDS = 25
 """So that there are sessions until the last kill, which rests after the one before and waits for its moment."""
 
@@ -31,7 +34,14 @@ def main(
     kills: Annotated[int, typer.Option(help="How many workers are killed.")] = 16,
     server_kills: Annotated[int, typer.Option(help="How often Prefect's server is killed.")] = 2,
     seed: Annotated[int | None, typer.Option(help="Draws the same sessions and faults again.")] = None,
-    spread_seconds: Annotated[float | None, typer.Option(help="Sessions begin within that time: 25 s a kill.")] = None,
+    outages: Annotated[
+        str,
+        typer.Option(help="Seconds, with commas: for so long each, Prefect, database and storage are away by turns."),
+    ] = "",
+    away: Annotated[list[Away], typer.Option(help="Only these are away.", show_default=False)] = [*Away],  # noqa: B006
+    spread_seconds: Annotated[
+        float | None, typer.Option(help="Sessions begin within that time: 25 s a kill, and the outages.")
+    ] = None,
     decide_seconds: Annotated[float, typer.Option(help="Time for the last decisions, after the last fault.")] = 1200,
     embedded: Annotated[bool, typer.Option("--sqlite", help="SQLite for both databases.")] = False,
     worker_type: Annotated[str, typer.Option(help="Type of both work pools: resident or process.")] = "resident",
@@ -40,7 +50,9 @@ def main(
     console = Console(highlight=False)
     seed = secrets.randbelow(10**6) if seed is None else seed
     own = Settings()
-    plan = draw(seed, sessions, kills, KILL_SECONDS * kills if spread_seconds is None else spread_seconds)
+    lengths = [float(seconds) for seconds in outages.split(",") if seconds]
+    spread = KILL_SECONDS * kills + len(away) * sum(lengths) if spread_seconds is None else spread_seconds
+    plan = draw(seed, sessions, kills, spread)
     folder = own.state_dir.absolute() / "chaos" / f"{time.strftime('%Y%m%d-%H%M%S')}-{seed}"
     folder.mkdir(parents=True)
     console.print(f"seed {seed}: {sessions} sessions, {kills} kills of workers; logs in {folder}/state/logs")
@@ -48,10 +60,10 @@ def main(
     began = time.monotonic()
     with world(folder / "state", own.weights_dir, embedded=embedded, worker_type=worker_type) as made:
         console.print(f"everything runs after {time.monotonic() - began:.0f} s")
-        clients, faults = Clients(made, media), Faults(made, console)
+        clients, faults = Clients(made, media, max(lengths, default=0)), Faults(made, console)
         uploading = threading.Thread(target=clients.run, args=(plan.sessions, time.monotonic()), daemon=True)
         uploading.start()
-        _bring(faults, plan, server_kills, seed)
+        _bring(faults, plan, server_kills, [(what, seconds) for seconds in lengths for what in away], seed)
         uploading.join()
         with console.status("waiting for the last decisions") as status:
             wait_for_decisions(made, plan, decide_seconds, lambda n: status.update(f"{n} of {sessions} decided"))
@@ -68,10 +80,11 @@ def main(
     raise typer.Exit(0 if all(check.right for check in checks) else 1)
 
 
-def _bring(faults: Faults, plan: Plan, server_kills: int, seed: int) -> None:
+def _bring(faults: Faults, plan: Plan, server_kills: int, outages: list[tuple[Away, float]], seed: int) -> None:
     """Kill workers one after the other; the other faults come in between, the same for the same seed."""
     chance = random.Random(seed + 1)
-    between = [faults.kill_server] * server_kills + [faults.restart_database, faults.storage_outage]
+    between: list[Callable[[], None]] = [faults.kill_server] * server_kills + [faults.restart_database]
+    between += [partial(faults.away, what, seconds) for what, seconds in [(Away.STORAGE, STORAGE_SECONDS), *outages]]
     chance.shuffle(between)
     step = max(1, len(plan.kills) // (len(between) + 1))
     missed = []

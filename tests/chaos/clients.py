@@ -9,9 +9,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import temporary_settings
 
 from deployments.client import UploadClient
+from deployments.prefect_access import client_settings
 from tasks.database import database_for
 from tasks.database.attempts import get_attempt
 from tasks.errors import ConfigurationError, KycflowError, Refused, ServiceUnavailable
@@ -20,13 +21,14 @@ from tests.chaos.plan import PlannedSession, Upload
 from tests.chaos.world import World
 
 GIVE_UP_SECONDS = 300
+"""After the end of the longest outage."""
 
 
 class Clients:
     """Sends what is planned, in threads."""
 
-    def __init__(self, world: World, media: Callable[[PlannedSession], dict[str, Path]]) -> None:
-        self._world, self._media = world, media
+    def __init__(self, world: World, media: Callable[[PlannedSession], dict[str, Path]], longest_outage: float) -> None:
+        self._world, self._media, self._give_up_seconds = world, media, longest_outage + GIVE_UP_SECONDS
         self.last_upload: dict[str, float] = {}
         """Unix time at which a session's last file was stored."""
         self.refusals = 0
@@ -61,7 +63,7 @@ class Clients:
         self.last_upload[session.session_id] = time.time()
 
     def _until(self, call: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + GIVE_UP_SECONDS
+        deadline = time.monotonic() + self._give_up_seconds
         while True:
             try:
                 call()
@@ -82,7 +84,7 @@ class Clients:
             await asyncio.gather(*(trigger(attempt) for _ in range(session.extra_triggers)), return_exceptions=True)
 
         try:
-            with temporary_settings({PREFECT_API_URL: self._world.stack.addresses.prefect_api}):
+            with temporary_settings(client_settings(self._world.settings, self._world.stack.addresses)):
                 asyncio.run(tell())
         except KycflowError:
             return  # one of the faults; the sweep tells Prefect

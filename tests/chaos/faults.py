@@ -9,28 +9,27 @@ from rich.console import Console
 from sqlalchemy import Executable, Select, and_, exists, select, text
 from sqlalchemy.exc import DBAPIError
 
-from deployments.provision import GPU, SESSIONS, sessions_pool
+from deployments.provision import GPU
 from deployments.stack import SOON_SECONDS
 from tasks.contracts import Status
 from tasks.database import database_for
 from tasks.database.tables import AttemptRow, ComparisonRow, LeaseRow
 from tasks.database.types import clock
-from tests.chaos.plan import Moment
+from tasks.sweep.place import PLACE
+from tests.chaos.plan import Away, Moment
 from tests.chaos.world import World
 
 # Looking closely takes the processor from what is looked at.
 LOOK_SECONDS = 0.03
-OUTAGE_SECONDS = 10
-
 REST_SECONDS = SOON_SECONDS + 2
-"""Between two kills of a worker: its supervisor gives up on one that ends again and again as soon as it is started."""
+"""Between two kills of a worker: one that ends as soon as it is started, its supervisor starts later each time."""
 JUST_NOW_SECONDS = 0.4
 """What happened so short a time ago has not been told to anybody else."""
 
 
 def _query(moment: Moment) -> Select[Any]:
     """Finds something when it is the moment."""
-    asked = and_(AttemptRow.status == Status.IN_PROGRESS, AttemptRow.comparison_run_id.is_not(None))
+    asked = and_(AttemptRow.status == Status.IN_PROGRESS, AttemptRow.comparison_key.is_not(None))
     row = ComparisonRow.comparison_key
     with_row = select(row).join(AttemptRow, AttemptRow.comparison_key == row)
     just_now = clock(-JUST_NOW_SECONDS)
@@ -38,8 +37,8 @@ def _query(moment: Moment) -> Select[Any]:
         case Moment.STARTING:
             begun = and_(AttemptRow.status == Status.IN_PROGRESS, AttemptRow.comparison_key.is_(None))
             return select(AttemptRow.session_id).where(begun, AttemptRow.flow_run_id.is_not(None))
-        case Moment.WAITING:
-            return with_row.where(asked, ComparisonRow.finished_at.is_(None))
+        case Moment.SWEEPING:
+            return select(LeaseRow.name).where(LeaseRow.name == PLACE, LeaseRow.expires_at.is_not(None))
         case Moment.BEFORE_STATE:
             return select(AttemptRow.session_id).where(AttemptRow.closed_at > just_now)
         case Moment.BEFORE_LEASE:
@@ -78,7 +77,7 @@ class Faults:
 
     def kill_worker(self, moment: Moment, seconds: float) -> bool:
         """Kill a worker with all its flow runs when this moment is seen; False if it was not, for so long."""
-        pool = sessions_pool(self.world.settings) if moment.pool == SESSIONS else moment.pool
+        pool = moment.pool
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.over.is_set():
             # One that computes again after a kill is left alone: killed twice, it would not be tried again.
@@ -106,11 +105,16 @@ class Faults:
             seconds = self.world.database.restart()
             self._note(f"PostgreSQL restarted, away for {seconds:.1f} s")
 
-    def storage_outage(self) -> None:
-        """Storage answers 503."""
-        with self.world.proxy.failing():
-            time.sleep(OUTAGE_SECONDS)
-        self._note(f"storage answered 503 for {OUTAGE_SECONDS} s, {self.world.proxy.refused} requests refused")
+    def away(self, what: Away, seconds: float) -> None:
+        """Take a service away for that time."""
+        match what:
+            case Away.PREFECT:
+                self.world.prefect_away(seconds)
+            case Away.DATABASE:
+                self.world.database_away(seconds)
+            case Away.STORAGE:
+                self.world.storage_away(seconds)
+        self._note(f"{what.value} was away for {seconds:g} s")
 
     def _note(self, what: str) -> None:
         self.at.append(time.time())

@@ -16,17 +16,25 @@ class Card(StrEnum):
 class Moment(StrEnum):
     """Where a worker is killed."""
 
-    STARTING = "sessions: a run is being started"
-    WAITING = "sessions: waits for its comparison"
-    BEFORE_STATE = "sessions: decided, before the state is set"
+    STARTING = "gpu: a run is being started"
     BEFORE_LEASE = "gpu: before the lease"
     COMPUTING = "gpu: in the computation"
     STORED = "gpu: after the row is stored"
+    BEFORE_STATE = "gpu: decided, before the state is set"
+    SWEEPING = "upkeep: in a sweep"
 
     @property
     def pool(self) -> str:
         """Whose worker."""
         return self.split(":")[0]
+
+
+class Away(StrEnum):
+    """What is away for a while."""
+
+    PREFECT = "prefect"
+    DATABASE = "database"
+    STORAGE = "storage"
 
 
 @dataclass(frozen=True)

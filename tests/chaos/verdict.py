@@ -12,18 +12,21 @@ from prefect.client.schemas.objects import FlowRun
 from rich.table import Table
 from sqlalchemy import func, select
 
+from deployments.prefect_access import read_secret
 from tasks.contracts import Status
 from tasks.database import database_for
 from tasks.database.engine import reading
 from tasks.database.tables import AttemptRow, AuditRow, ComparisonRow, DecisionRow
-from tasks.dispatch import BUSY, busy_runs
+from tasks.dispatch import busy_runs
 from tasks.errors import DatabaseUnavailable
+from tasks.states import DECIDED, DECISION_TAG
+from tasks.sweep.place import at_work
 from tests.chaos.clients import Clients
 from tests.chaos.faults import Faults
 from tests.chaos.plan import Plan
 from tests.chaos.world import World
 
-SETTLE_SECONDS = 90
+SETTLE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def judge(world: World, plan: Plan, clients: Clients, faults: Faults) -> list[Ch
     """Look at SQL and at Prefect's server. Runs get a while to set their last state."""
     wanted = {one.session_id: one.card.value for one in plan.sessions}
     pairs = len({(one.card, one.serial) for one in plan.sessions})
-    runs, left = _runs(world)
+    runs, left, untrue = _runs(world)
     with reading(database_for(world.settings)) as session:
         decisions = session.scalars(select(DecisionRow)).all()
         comparisons = session.scalars(select(ComparisonRow)).all()
@@ -82,6 +85,7 @@ def judge(world: World, plan: Plan, clients: Clients, faults: Faults) -> list[Ch
         ),
         Check("flow runs of sessions", runs, f"{count}", runs == count),
         Check("runs left Running or Pending", left, "0", left == 0),
+        Check("sessions of which Prefect says something else", untrue, "0", untrue == 0),
         Check("sessions given up", errors, "0", errors == 0),
         Check("workers killed", kills, f">= {len(plan.kills)}", kills >= len(plan.kills)),
         Check("processes that did not come back", len(world.trouble), "0", not world.trouble),
@@ -111,27 +115,33 @@ def _wait(decided_at: datetime, uploaded: float | None, faults: list[float]) -> 
     return decided - max([uploaded or 0.0, *(at for at in faults if at < decided)])
 
 
-def _runs(world: World) -> tuple[int, int]:
-    """How many flow runs sessions have, and how many runs are left Running or Pending, but for a sweep at work."""
+def _runs(world: World) -> tuple[int, int, int]:
+    """How many flow runs sessions have; how many runs are left Running or Pending, but for the sweep at work; how many
+    decisions are not the names of their flow runs' states, and their tags."""
     return asyncio.run(_ask(world))
 
 
-async def _ask(world: World) -> tuple[int, int]:
+def decisions_of(run: FlowRun) -> list[str]:
+    """The decisions that a run is tagged with."""
+    return [tag.removeprefix(DECISION_TAG) for tag in run.tags if tag.startswith(DECISION_TAG)]
+
+
+async def _ask(world: World) -> tuple[int, int, int]:
     deadline = time.monotonic() + SETTLE_SECONDS
     tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=["session"]))
-    async with PrefectClient(world.stack.addresses.prefect_api) as client:
+    async with PrefectClient(world.stack.addresses.prefect_api, auth_string=read_secret(world.settings)) as client:
         while True:
-            left = [run for run in await busy_runs(client) if not _at_work(run)]
-            if not left or time.monotonic() > deadline:
-                break
+            busy = await busy_runs(client)
+            sweep = await asyncio.to_thread(at_work, database_for(world.settings))
+            left = [run for run in busy if sweep is None or sweep.expired or sweep.owner != str(run.id)]
+            sessions: list[FlowRun] = []
+            while page := await client.read_flow_runs(flow_run_filter=tagged, limit=200, offset=len(sessions)):
+                sessions += page
+            said = {str(run.parameters["session_id"]): (run.state_name, decisions_of(run)) for run in sessions}
+            with reading(database_for(world.settings)) as session:
+                rows = session.scalars(select(DecisionRow)).all()
+                stored = {one.session_id: (DECIDED[one.decision], [one.decision.value]) for one in rows}
+            untrue = sum(said.get(one) != told for one, told in stored.items())
+            if not (left or untrue) or time.monotonic() > deadline:
+                return len(sessions), len(left), untrue
             await asyncio.sleep(1)
-        sessions: list[FlowRun] = []
-        while page := await client.read_flow_runs(flow_run_filter=tagged, limit=200, offset=len(sessions)):
-            sessions += page
-    return len(sessions), len(left)
-
-
-def _at_work(run: FlowRun) -> bool:
-    """Sweeps come and go; one that stays for longer than it repeats itself is left over."""
-    young = run.state is not None and (datetime.now(UTC) - run.state.timestamp).total_seconds() < SETTLE_SECONDS
-    return "upkeep" in run.tags and young and run.state_type in BUSY

@@ -1,9 +1,11 @@
 """A real system to break: own PostgreSQL, S3 server, Prefect server, upload service and workers, each a process."""
 
 import os
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,15 +29,43 @@ class World:
     proxy: OutageProxy
     database: PostgreSQL | None
     trouble: list[str] = field(default_factory=list)
+    _left_alone: threading.Event = field(default_factory=threading.Event)
+    """While it is set, nothing that ended is started again."""
 
     def kill(self, part: str) -> None:
         """Kill a process and all that it has started, at once, as a machine that fails does."""
-        process = psutil.Process(self.stack.pid(part))
-        for one in [process, *process.children(recursive=True)]:
-            try:
-                one.kill()
-            except psutil.NoSuchProcess:
-                continue
+        with suppress(psutil.NoSuchProcess):  # it has ended, and is about to be started again
+            process = psutil.Process(self.stack.pid(part))
+            for one in [*process.children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+
+    def prefect_away(self, seconds: float) -> None:
+        """Kill Prefect's server, and start it again after that time. Its port takes connections, and nobody answers."""
+        self._left_alone.set()
+        try:
+            self.kill("prefect-server")
+            time.sleep(seconds)
+        finally:
+            self._left_alone.clear()
+
+    def database_away(self, seconds: float) -> None:
+        """PostgreSQL, with Prefect's database in it, is stopped; or of SQLite's two, kycflow's takes no write."""
+        if self.database is not None:
+            self.database.stop()
+            time.sleep(seconds)
+            self.database.start()
+            return
+        with closing(sqlite3.connect(self.settings.state_dir / "kycflow.db", isolation_level=None)) as other:
+            other.execute("PRAGMA busy_timeout = 60000")
+            other.execute("BEGIN EXCLUSIVE")
+            time.sleep(seconds)
+            other.execute("ROLLBACK")
+
+    def storage_away(self, seconds: float) -> None:
+        """Storage answers 503."""
+        with self.proxy.failing():
+            time.sleep(seconds)
 
 
 @contextmanager
@@ -83,6 +113,8 @@ def world(state_dir: Path, weights_dir: Path, *, embedded: bool, worker_type: st
 
 def _supervise(made: World, end: threading.Event) -> None:
     while not end.wait(0.5):
+        if made._left_alone.is_set():
+            continue
         try:
             made.stack.check()
         except ConfigurationError as exc:

@@ -21,7 +21,8 @@ def client(settings: Settings, trigger: Recorder) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def session(client: httpx.Client) -> httpx.Client:
-    """A client with a session of the name s-1."""
+def session(client: httpx.Client, trigger: Recorder) -> httpx.Client:
+    """A client with a session of the name s-1. The trigger remembers only what it is told from here on."""
     assert client.post("/sessions", json={"session_id": "s-1"}).status_code == 201
+    trigger.told.clear()
     return client

@@ -1,7 +1,7 @@
 """Attempts, uploads and decisions, on SQLite and PostgreSQL."""
 
 from collections.abc import Callable
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -11,9 +11,9 @@ from tasks.contracts import Attempt, Decision, DecisionKind, FileKind, FilePair,
 from tasks.database.attempts import (
     close,
     count_recovery,
+    decided_beside,
     get_attempt,
     in_progress,
-    is_registered,
     next_attempt,
     note_comparison,
     note_run,
@@ -21,6 +21,7 @@ from tasks.database.attempts import (
     overdue,
     record_decision,
     register_upload,
+    registered,
     some_attempts,
     take_up,
     waiting_for,
@@ -117,7 +118,7 @@ class TestUploads:
         record_decision(database, "a", 1, verdict=MATCH, files=with_both(database, "a").files)
         with pytest.raises(SessionDecided):
             register_upload(database, "a", 1, FileKind.ID_IMAGE, stored("late"))
-        assert not is_registered(database, "late")
+        assert registered(database, ["late"]) == set()
 
     def test_a_recorded_file_is_not_refused_after_the_decision_that_rests_on_it(self, database: Engine) -> None:
         record_decision(database, "a", 1, verdict=MATCH, files=with_both(database, "a").files)
@@ -223,13 +224,11 @@ class TestStatus:
         with_both(database, "a")
         open_attempt(database, "half", 1, 90)
         for name in ("a", "half"):
-            note_comparison(database, name, 1, KEY, RUN)
+            note_comparison(database, name, 1, KEY, by="test")
             assert count_recovery(database, name, 1, 0, by="test", detail="a fault")
             assert close(database, name, 1, status, by="test")
         taken = take_up(database, "a", 1, by="a person")
-        assert (taken.status, taken.recoveries, taken.comparison_key, taken.comparison_run_id) == (
-            Status.IN_PROGRESS, 0, None, None,
-        )  # fmt: skip
+        assert (taken.status, taken.recoveries, taken.comparison_key) == (Status.IN_PROGRESS, 0, None)
         assert take_up(database, "half", 1, by="a person").status is Status.AWAITING_FILES
         assert take_up(database, "a", 1, by="another") == taken
         assert [line.actor for line in trail(database, "a")][-1] == "a person"
@@ -251,7 +250,7 @@ class TestStatus:
         ):
             with pytest.raises(SessionDeleted):
                 ask()
-        assert not is_registered(database, "late")
+        assert registered(database, ["late"]) == set()
 
 
 class TestRuns:
@@ -268,7 +267,7 @@ class TestRuns:
     def test_a_closed_attempt_asks_for_no_comparison(self, database: Engine) -> None:
         with_both(database, "a")
         close(database, "a", 1, Status.CANCELLED, by="test")
-        note_comparison(database, "a", 1, KEY, RUN)
+        note_comparison(database, "a", 1, KEY, by="test")
         assert get_attempt(database, "a").comparison_key is None
 
     def test_sweeps_that_see_the_same_fault_count_it_once(self, database: Engine) -> None:
@@ -327,6 +326,17 @@ class TestWhatTheSweepAsks:
             last = page[-1]
         assert seen == [(f"s{number}", 1 if number % 2 else 2) for number in range(7)]
 
+    def test_decided_beside_are_those_that_another_run_than_their_own_has_decided(self, database: Engine) -> None:
+        before = datetime.now(UTC) - timedelta(minutes=1)
+        for name, decides in {"own": RUN, "beside": OTHER_RUN, "by-none": None}.items():
+            files = with_both(database, name).files
+            note_run(database, name, 1, RUN, by="test")
+            record_decision(
+                database, name, 1, verdict=MATCH, files=files, flow_run_id=None if decides is None else str(decides)
+            )
+        assert [one.session_id for one in decided_beside(database, since=before)] == ["beside"]
+        assert decided_beside(database, since=datetime.now(UTC) + timedelta(minutes=1)) == []
+
     def test_some_attempts_are_those_that_are_known(self, database: Engine) -> None:
         with_both(database, "a")
         record_decision(database, "a", 1, verdict=MATCH, files=get_attempt(database, "a").files)
@@ -339,12 +349,11 @@ class TestWhatTheSweepAsks:
     def test_a_comparison_is_waited_for_by_the_open_attempts_that_asked_for_it(self, database: Engine) -> None:
         for name, key in (("a", KEY), ("b", KEY), ("other", OTHER_KEY), ("cancelled", KEY), ("decided", KEY)):
             files = with_both(database, name).files
-            note_comparison(database, name, 1, key, RUN)
+            note_comparison(database, name, 1, key, by="test")
             if name == "decided":
                 record_decision(database, name, 1, verdict=MATCH, files=files)
         close(database, "cancelled", 1, Status.CANCELLED, by="test")
         assert sorted(attempt.session_id for attempt in waiting_for(database, KEY)) == ["a", "b"]
-        assert get_attempt(database, "a").comparison_run_id == RUN
 
     def test_any_number_of_sessions_costs_two_queries(self, database: Engine) -> None:
         for number in range(20):

@@ -17,6 +17,7 @@ from deployments.demo_media import DemoMedia
 from tasks.downloads import sha256_of
 from tasks.faces.models import ANTI_SPOOFING
 from tasks.settings import Settings
+from tests.pictures import drawn_thresholds
 
 
 def kycflow(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -64,6 +65,16 @@ def test_a_bound_of_the_operator_decides_without_another_comparison(
     assert (done.returncode, answer["reason"]) == (1, "ID_IMAGE_FACE_TOO_SMALL")
     assert answer["detail"].endswith("and 500 is needed.")
     assert answer["comparison"]["similarity"] > 0.416
+
+
+def test_the_report_shows_the_operators_thresholds(
+    demo_media: DemoMedia, state: dict[str, str], tmp_path: Path
+) -> None:
+    state["KYCFLOW_MATCH_THRESHOLD"] = "0.9"
+    report = tmp_path / "report.jpg"
+    done = kycflow("compare", demo_media.genuine_card, demo_media.selfie_video, "--report", report, **state)
+    assert done.returncode == 1, done.stderr
+    assert drawn_thresholds(report.read_bytes()) == pytest.approx((0.358, 0.9), abs=0.002)
 
 
 def test_models_without_thresholds_give_a_score_and_no_decision(demo_media: DemoMedia, state: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -26,15 +27,18 @@ CALLS: dict[str, Callable[[Engine], object]] = {
     "get_attempt": lambda engine: attempts.get_attempt(engine, "a"),
     "register_upload": lambda engine: attempts.register_upload(engine, "a", 1, FileKind.ID_IMAGE, FILE),
     "record_decision": lambda engine: attempts.record_decision(engine, "a", 1, verdict=EXPIRED, files=FilePair()),
-    "is_registered": lambda engine: attempts.is_registered(engine, "key"),
+    "registered": lambda engine: attempts.registered(engine, ["key"]),
     "take_up": lambda engine: attempts.take_up(engine, "a", 1, by="test"),
     "close": lambda engine: attempts.close(engine, "a", 1, Status.CANCELLED, by="test"),
     "note_run": lambda engine: attempts.note_run(engine, "a", 1, UUID(int=1), by="test"),
-    "note_comparison": lambda engine: attempts.note_comparison(engine, "a", 1, SHA, UUID(int=1)),
+    "note_comparison": lambda engine: attempts.note_comparison(engine, "a", 1, SHA, by="test"),
     "count_recovery": lambda engine: attempts.count_recovery(engine, "a", 1, 0, by="test", detail="a fault"),
+    "of_another_system": lambda engine: attempts.of_another_system(engine, 1),
+    "without_run": lambda engine: attempts.without_run(engine, 1, settled_seconds=1),
     "overdue": lambda engine: attempts.overdue(engine, 1),
     "in_progress": lambda engine: attempts.in_progress(engine, settled_seconds=1, limit=1),
     "some_attempts": lambda engine: attempts.some_attempts(engine, [("a", 1)]),
+    "decided_beside": lambda engine: attempts.decided_beside(engine, since=datetime.now(UTC)),
     "waiting_for": lambda engine: attempts.waiting_for(engine, SHA),
     "begin_comparison": lambda engine: comparisons.begin_comparison(
         engine, LEASE, SHA, FILE, FILE, EngineConfig(), by="test"
@@ -52,6 +56,7 @@ CALLS: dict[str, Callable[[Engine], object]] = {
     "release": lambda engine: leases.release(engine, LEASE),
     "break_leases": lambda engine: leases.break_leases(engine, "owner"),
     "holders": lambda engine: leases.holders(engine, ["name"]),
+    "told_runs": leases.told_runs,
     "forget_expired": lambda engine: leases.forget_expired(engine, 1),
     "require_schema": require_schema,
     "upgrade": lambda engine: upgrade(engine.url.render_as_string(hide_password=False)),

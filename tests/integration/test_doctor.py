@@ -1,4 +1,9 @@
-"""What doctor finds in the database."""
+"""What doctor finds in the database, and how the command shows it."""
+
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -40,3 +45,24 @@ def test_sessions_in_error_are_counted_and_the_newest_named(deployed: Settings) 
 def test_a_database_that_does_not_answer_is_missing() -> None:
     shown = examine_sessions(Settings(database_url="postgresql://127.0.0.1:1/kycflow"))
     assert (shown.state, shown.finding) == ("missing", "DatabaseUnavailable")
+
+
+def doctor(*arguments: str) -> str:
+    """What `kycflow doctor` prints in a narrow terminal, on a machine where nothing runs."""
+    return subprocess.run(
+        [sys.executable, "-m", "deployments.cli", "doctor", *arguments],
+        env={**os.environ, "PREFECT_API_URL": "", "COLUMNS": "40"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    ).stdout
+
+
+def test_what_is_to_be_typed_stands_whole_in_one_line() -> None:
+    findings = json.loads(doctor("--json"))
+    remedies = [finding["remedy"] for finding in findings if finding["remedy"]]
+    assert len(max(remedies, key=len)) > 80
+    lines = [line.strip() for line in doctor().splitlines()]
+    assert [line for line in lines if line in remedies] == remedies
+    assert len(lines) == len(findings) + len(remedies)

@@ -271,7 +271,7 @@ def test_ctrl_c_says_how_to_go_on(listed: tuple[Path, Path], monkeypatch: pytest
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deployments.evaluate_command.evaluate_files", interrupted)
+    monkeypatch.setattr("tasks.evaluation.run.evaluate_files", interrupted)
     arguments = ["evaluate", str(listed[0]), "--images", str(listed[1]), "--out", str(tmp_path / "out")]
     ran = CliRunner().invoke(app, arguments)
     assert ran.exit_code == 130

@@ -178,11 +178,11 @@ class TestRenewal:
     ) -> None:
         tries: list[float] = []
 
-        def away_twice(engine: Engine, lease: Lease, seconds: float) -> bool:
+        def away_twice(engine: Engine, lease: Lease, seconds: float, runs: list[str] | None) -> bool:
             tries.append(time.monotonic())
             if len(tries) <= 2:
                 raise DatabaseUnavailable("It is away.")
-            return renew(engine, lease, seconds)
+            return renew(engine, lease, seconds, runs)
 
         monkeypatch.setattr(leasing, "renew", away_twice)
         with owned(database, NAME, "a", lasting(1.5), 0) as lease, caplog.at_level(logging.WARNING, "tasks.leasing"):
@@ -192,6 +192,23 @@ class TestRenewal:
             assert renewed(database, NAME) == Held("a", lease.token, expired=False)
         assert len(tries) > 3
         assert [record.message for record in caplog.records] == ["lease not renewed: It is away."]
+
+    def test_after_a_renewal_that_took_long_the_next_one_follows_at_once(
+        self, database: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What it has told of a worker's runs is old by then."""
+        tries: list[float] = []
+
+        def slow_at_first(engine: Engine, lease: Lease, seconds: float, runs: list[str] | None) -> bool:
+            tries.append(time.monotonic())
+            if len(tries) == 1:
+                time.sleep(1.5)
+            return renew(engine, lease, seconds, runs)
+
+        monkeypatch.setattr(leasing, "renew", slow_at_first)
+        with owned(database, NAME, "a", lasting(4), 0):
+            time.sleep(3)
+        assert 1.5 <= tries[1] - tries[0] < 2
 
     def test_a_lease_that_was_lost_is_not_renewed_any_more_and_is_said_to_be(
         self, database: Engine, caplog: pytest.LogCaptureFixture

@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -14,15 +14,18 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments.listening import listen
 from deployments.provision import RESIDENT, create_pools
-from deployments.resident.worker import AGAIN_EXIT_CODE
-from deployments.stack import LOOPBACK, free_port
+from deployments.resident.worker import AGAIN_EXIT_CODE, END_SECONDS
+from deployments.stack import LOOPBACK
 from deployments.worker import AT_HAND
 from tests.integration.test_resident_worker import deployed, started
 from tests.prefect_server import prefect_server, without_settings
-from tests.system import eventually
+from tests.system import IN_THE_BACKGROUND, eventually
 
 RUNS = AT_HAND + 5
+SPARE_SECONDS = 4
+"""For a machine that is busy. Prefect's own end would take a minute."""
 WELL, UNWELL, SILENT = 200, 503, None
 
 
@@ -36,12 +39,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextmanager
-def worker(folder: Path, server: str, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+def worker(
+    folder: Path, server: str, *arguments: str, prefix: Sequence[str] = (), **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """`kycflow worker --pool gpu`."""
     home = {"KYCFLOW_STATE_DIR": str(folder), "PREFECT_HOME": str(folder), "PREFECT_API_URL": server}
-    command = [sys.executable, "-m", "deployments.cli", "worker", "--pool", "gpu", *arguments]
+    module = ["-m", "tests.with_own_flows", "deployments.cli"]
+    command = [sys.executable, *module, "worker", "--pool", "gpu", *arguments]
     with (folder / "worker.log").open("wb") as log:
-        process = subprocess.Popen(command, env=without_settings() | home | variables, stdout=log, stderr=log)
+        environment = without_settings() | home | variables
+        process = subprocess.Popen([*prefix, *command], env=environment, stdout=log, stderr=log)
     try:
         yield process
     finally:
@@ -81,7 +88,8 @@ def test_it_takes_only_so_many_runs_that_others_find_some_too(server: str, tmp_p
 
 
 def test_it_is_well_when_it_is_warm_and_not_any_more_when_it_drains(server: str, tmp_path: Path) -> None:
-    port = free_port(LOOPBACK, 18_080)
+    with listen(LOOPBACK, 18_080, ports=100) as free:
+        port = free.getsockname()[1]
 
     def before(wanted: int | None) -> list[int | None]:
         """All answers until there is the wanted one."""
@@ -108,6 +116,36 @@ def test_it_is_well_when_it_is_warm_and_not_any_more_when_it_drains(server: str,
         assert UNWELL in before(SILENT)
         assert process.wait(60) == 0
     assert running(server) == 0
+
+
+@pytest.mark.parametrize(("number", "drain_seconds"), [(signal.SIGINT, "30"), (signal.SIGTERM, "3")])
+def test_told_to_end_while_the_server_is_away_it_ends_in_time(
+    number: signal.Signals, drain_seconds: str, tmp_path: Path
+) -> None:
+    """It cannot hand back its runs then, and Prefect's client would try each call for a minute."""
+    with ExitStack() as exits:
+        gone = exits.enter_context(ExitStack())
+        address = gone.enter_context(prefect_server(tmp_path / "prefect"))
+        with temporary_settings({PREFECT_API_URL: address}):
+            asyncio.run(create_pools(RESIDENT))
+        start_runs(address, 2, "wait", seconds=600)
+        start_runs(address, 1, "stuck")
+        process = exits.enter_context(worker(tmp_path, address, KYCFLOW_DRAIN_SECONDS=drain_seconds))
+        eventually(lambda: running(address) == 3 or None, 60)
+        gone.close()
+        process.send_signal(number)
+        begin = time.monotonic()
+        process.wait(60)
+        bound = END_SECONDS + (float(drain_seconds) if number is signal.SIGTERM else 0)
+        assert time.monotonic() - begin < bound + SPARE_SECONDS, (tmp_path / "worker.log").read_text()
+
+
+def test_a_worker_that_ignores_sigint_from_its_birth_ends_at_it(server: str, tmp_path: Path) -> None:
+    """A script's shell starts what it puts into the background so."""
+    with worker(tmp_path, server, prefix=IN_THE_BACKGROUND) as process:
+        eventually(lambda: "started!" in (tmp_path / "worker.log").read_text() or None, 60)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
 
 
 def test_above_its_bound_of_memory_it_ends_to_be_started_again(server: str, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from prefect.settings import (
 )
 from prefect.states import Cancelling, Scheduled
 
+from deployments.resident import code
 from deployments.resident.worker import ResidentWorker
 from tests import resident_flows as flows
 from tests.prefect_server import prefect_server
@@ -53,7 +54,8 @@ def anyio_backend(_here: None) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _here(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _here(address: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(code, "PACKAGES", [*code.PACKAGES, "tests"])
     flows.EVENTS.clear()
     flows.RELEASE.clear()
     results = tmp_path_factory.mktemp("results")
@@ -202,6 +204,32 @@ async def test_a_cancelled_run_stops_and_its_neighbour_goes_on(pool: str, api: P
     assert (cancelled.state_name, neighbour.state_name) == ("Cancelled", "Completed")
     assert [found for what, found in flows.EVENTS if what == "cancelled"] == [(long.id, "CANCELLING")]
     assert [found for what, found in flows.EVENTS if what == "waited"] == [str(short.id)]
+
+
+async def test_a_run_is_cancelled_though_prefects_observer_is_silent_and_a_look_hung_in_an_outage(
+    pool: str, api: PrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(_: ResidentWorker) -> None:
+        """As Prefect's own after one lost connection."""
+
+    monkeypatch.setattr(ResidentWorker, "_setup_cancellation_observer", silent)
+    run = await started(api, await deployed(api, "wait"), seconds=60)
+    async with working() as worker:
+        await state(api, run, StateType.RUNNING)
+        ask, hung = worker.client.read_flow_runs, asyncio.Event()
+
+        async def hang_once(**which: Any) -> list[FlowRun]:
+            if not hung.is_set():
+                hung.set()
+                await asyncio.Event().wait()  # as the client does between its tries, here without end
+            return await ask(**which)
+
+        monkeypatch.setattr(worker.client, "read_flow_runs", hang_once)
+        await asyncio.wait_for(hung.wait(), 30)
+        begin = time.monotonic()
+        await api.set_flow_run_state(run.id, Cancelling())
+        assert (await ended(api, run)).state_name == "Cancelled"
+        assert time.monotonic() - begin < 10
 
 
 async def test_what_happens_to_one_run_does_not_touch_the_others(pool: str, api: PrefectClient) -> None:

@@ -81,7 +81,7 @@ from tasks.report import publish_decision
 from tasks.settings import Settings
 from tasks.storage import Storage
 from tasks.storage.files import hash_file
-from tasks.storage.keys import evaluation_key, new_file_key, picture_key
+from tasks.storage.keys import COMPARISON_RESULTS, SESSION_RESULTS, evaluation_key, new_file_key, picture_key
 from tests.faces import scored
 from tests.prefect_server import prefect_server
 
@@ -243,21 +243,15 @@ class TestRows:
         assert begin_erasing(database, "unknown", 1, by="test") is None
         assert get_attempt(database, "a").files.complete
 
-    def test_a_flow_run_that_another_attempt_has_asked_for_is_not_its_own(self, database: Engine) -> None:
-        run, own = UUID(int=1), UUID(int=2)
-        for name in ("a", "b"):
-            attempt = with_files(database, name)
-            note_comparison(database, name, 1, KEY, run)
-            decided(database, name, files=attempt.files)
-        note_run(database, "a", 1, own, by="test")
-        first = begin_erasing(database, "a", 1, by="test")
-        assert first is not None
-        assert first.flow_run_ids == {own}
-        assert first.comparison_keys == {KEY}
-        erased(database, "a")
-        second = begin_erasing(database, "b", 1, by="test")
-        assert second is not None
-        assert second.flow_run_ids == {run}
+    def test_what_belongs_to_it_elsewhere_is_its_comparison_and_its_flow_run(self, database: Engine) -> None:
+        attempt = with_files(database, "a")
+        note_comparison(database, "a", 1, KEY, by="test")
+        note_run(database, "a", 1, UUID(int=2), by="test")
+        decided(database, "a", files=attempt.files)
+        found = begin_erasing(database, "a", 1, by="test")
+        assert found is not None
+        assert found.comparison_keys == {KEY}
+        assert found.flow_run_id == UUID(int=2)
 
 
 class TestComparisons:
@@ -283,7 +277,7 @@ class TestComparisons:
     def test_one_that_an_attempt_has_asked_for_stays(self, database: Engine) -> None:
         compared(database)
         with_files(database, "a", video="c" * 64)
-        note_comparison(database, "a", 1, KEY, None)
+        note_comparison(database, "a", 1, KEY, by="test")
         assert self.forget(database) is None
         close(database, "a", 1, Status.DELETED, by="test")
         assert self.forget(database) is None
@@ -309,7 +303,7 @@ class TestComparisons:
     def test_those_that_erased_attempts_left_and_old_ones_are_unneeded(self, database: Engine) -> None:
         keys = {name: compared(database, video=name * 64) for name in "abcd"}
         with_files(database, "left", video="0" * 64)
-        note_comparison(database, "left", 1, keys["a"], None)
+        note_comparison(database, "left", 1, keys["a"], by="test")
         close(database, "left", 1, Status.DELETED, by="test")
         erased(database, "left")
         decided(database, "needed", key=keys["c"])
@@ -412,6 +406,8 @@ class World:
         assert files.selfie_video is not None
         key = compared(self.database, card=files.id_image.sha256, video=files.selfie_video.sha256)
         self.put(picture_key(key), b"picture")
+        self.storage.replace(f"{SESSION_RESULTS.format(session_id=session_id, attempt=1)}decide", b"cached")
+        self.storage.replace(f"{COMPARISON_RESULTS.format(key=key)}compute-comparison", b"cached")
         run = self.run_of(session_id, Completed(name="Match", message="SIMILARITY_SUFFICIENT, similarity 0.700"))
         note_run(self.database, session_id, 1, run.id, by="test")
         decided(self.database, session_id, key=key, files=files)
@@ -448,6 +444,8 @@ class World:
         """Nothing is left of a session's media and scores, neither here nor there."""
         assert self.objects(f"sessions/{session_id}/") == []
         assert self.objects(f"comparisons/{key}/") == []
+        assert self.objects(f"results/sessions/{session_id}/") == []
+        assert self.objects(f"results/comparisons/{key}/") == []
         assert get_comparison(self.database, key) is None
         assert self.runs(session_id) == []
         assert self.artifacts(f"decision-{session_id}-1") == 0
@@ -503,7 +501,7 @@ class TestErasing:
         world.run_of("a", Completed(name="Match", message="a person started it"))
         world.verified("ab")
         done = asyncio.run(erase_attempt("a", 1, by="test"))
-        assert done == Erased(attempts=1, objects=3, comparisons=1, runs=2)
+        assert done == Erased(attempts=1, objects=5, comparisons=1, runs=2)
         world.assert_erased("a", key)
         decision = get_attempt(world.database, "a").decision
         assert decision is not None
@@ -606,7 +604,7 @@ class TestPurge:
         age(world.database, "a")
         before = world.artifacts("purge-report")
         purged = world.purge()
-        assert purged == Purged(erased=Erased(attempts=1, objects=3, comparisons=1, runs=1))
+        assert purged == Purged(erased=Erased(attempts=1, objects=5, comparisons=1, runs=1))
         world.assert_erased("a", key)
         assert get_comparison(world.database, young) is not None
         assert len(world.objects("sessions/b/")) == 2
@@ -684,7 +682,7 @@ class TestPurge:
         with writing(world.database) as session:
             session.execute(update(AttemptRow).values(comparison_key=key, erased_at=clock(), status=Status.DELETED))
             session.execute(delete(DecisionRow))
-        assert world.purge().erased == Erased(objects=1, comparisons=1)
+        assert world.purge().erased == Erased(objects=2, comparisons=1)
         assert get_comparison(world.database, key) is None
 
     def test_old_decisions_and_audit_lines_are_forgotten(self, world: World) -> None:
@@ -708,18 +706,22 @@ class TestOrphans:
         asyncio.run(erase_session(world.verified("erased") and "erased", by="test"))
         for key in ("foreign/1/id_image/1", "known/2/id_image/1", "erased/1/selfie_video/late", "odd", "known/x/1"):
             world.put(f"sessions/{key}", b"orphan")
-        kept = [key for key in world.objects("sessions/known/1/")]
+            world.storage.replace(f"results/sessions/{key}", b"orphan")
+        kept = [world.objects(f"{top}sessions/known/1/") for top in ("", "results/")]
         assert self.orphans(-timedelta(hours=1)) == 0
-        assert self.orphans() == 5
-        assert world.objects("sessions/") == kept
+        assert self.orphans() == 10
+        assert [world.objects(f"{top}sessions/") for top in ("", "results/")] == kept
         assert self.orphans() == 0
 
     def test_pictures_without_a_row_and_evaluations_go(self, world: World) -> None:
         key = world.verified("a")
         world.put(picture_key("f" * 64), b"picture")
         world.put("comparisons/odd", b"?")
+        for name in ("e" * 64 + "/compute-comparison-1", "odd"):
+            world.storage.replace(f"results/comparisons/{name}", b"cached")
         world.put(evaluation_key("run", "worst.png"), b"pictures")
         assert self.orphans(-timedelta(hours=1)) == 0
-        assert self.orphans() == 3
+        assert self.orphans() == 5
         assert world.objects("comparisons/") == [picture_key(key)]
+        assert world.objects("results/comparisons/") == [f"{COMPARISON_RESULTS.format(key=key)}compute-comparison"]
         assert world.objects("evaluations/") == []

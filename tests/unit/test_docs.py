@@ -114,7 +114,7 @@ def test_named_deployment_exists() -> None:
         f"{deployment['entrypoint'].split('.')[-1].replace('_', '-')}/{deployment['name']}"
         for deployment in deployments
     }
-    named = re.findall(r"/deployments/name/([a-z-]+/[a-z-]+)", README.read_text())
+    named = re.findall(r"deployments/name/([a-z-]+/[a-z-]+)", README.read_text())
     assert named
     assert set(named) <= entries
 
@@ -122,7 +122,7 @@ def test_named_deployment_exists() -> None:
 def test_sweeps_interval_is_named_as_it_is() -> None:
     deployments = yaml.safe_load((CHECKOUT / "prefect.yaml").read_text())["deployments"]
     (seconds,) = [s["interval"] for d in deployments if d["name"] == "sweep-sessions" for s in d["schedules"]]
-    words = {60: "every minute", 120: "every two minutes", 300: "every five minutes", 600: "every ten minutes"}
+    words = {60: "every minute", 600: "every ten minutes", 1800: "every half hour", 3600: "every hour"}
     for document in (README, CHECKOUT / "docs" / "architecture.md", CHECKOUT / "CHANGELOG.md"):
         assert {found for found in words.values() if found in document.read_text()} == {words[seconds]}, document.name
 
@@ -130,7 +130,7 @@ def test_sweeps_interval_is_named_as_it_is() -> None:
 @pytest.mark.parametrize("name", ["upload-api", "foreign-upload"])
 def test_executed_blocks_are_there_and_use_nothing_undeclared(name: str) -> None:
     block = executed_block(name)
-    given = {"KYCFLOW_API", "PREFECT_API_URL", "STORAGE", "ID_IMAGE", "SELFIE_VIDEO"}
+    given = {"KYCFLOW_API", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "STORAGE", "ID_IMAGE", "SELFIE_VIDEO"}
     assigned = set(re.findall(r"^\s*([A-Z_]+)=", block, re.MULTILINE))
     assert set(re.findall(r"\$\{?([A-Z_]+)", block)) <= given | assigned
 

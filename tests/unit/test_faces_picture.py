@@ -23,6 +23,7 @@ from tasks.faces.picture import report
 from tasks.faces.picture_parts import text_width, wrapped
 from tasks.faces.picture_video import _apart
 from tasks.faces.shown import ComparedFaces, Shown
+from tests.pictures import drawn_thresholds
 
 THRESHOLDS = Thresholds(match=0.416, review=0.358)
 MEASURED = Measured(THRESHOLDS, 0.3, (0.02, 0.1), (0.66, 0.12), "Labeled Faces in the Wild")
@@ -125,6 +126,12 @@ def test_boxes_outside_of_the_picture(box: tuple[float, float, float, float]) ->
 @pytest.mark.parametrize(("review", "match"), [(-1, -1), (-0.2, -0.19), (0.5, 0.4), (0.99, 1), (1, 1)])
 def test_any_thresholds(review: float, match: float) -> None:
     assert report(compared(1), Thresholds(match=match, review=review), Measured(THRESHOLDS, 0.3, (-3, 0), (5, 0), ""))
+
+
+@pytest.mark.parametrize("thresholds", [THRESHOLDS, Thresholds(match=0.9, review=0.358)])
+def test_the_scale_turns_where_the_thresholds_are(thresholds: Thresholds) -> None:
+    shown = drawn_thresholds(report(compared(1), thresholds, MEASURED))
+    assert shown == pytest.approx((thresholds.review, thresholds.match), abs=0.002)
 
 
 def test_long_texts_make_it_longer_to_a_bound() -> None:

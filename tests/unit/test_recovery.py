@@ -7,7 +7,8 @@ from uuid import UUID
 import pytest
 
 from tasks.contracts import Attempt, Decision, DecisionKind, FilePair, Reason, Status, StoredFile
-from tasks.recovery import UNAVAILABLE, Action, Run, for_comparison, for_session, for_upkeep
+from tasks.recovery import Action, Facts, Run, for_session, for_upkeep
+from tasks.states import UNAVAILABLE
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER, EARLIER = NOW + timedelta(minutes=1), NOW - timedelta(minutes=1)
@@ -19,14 +20,12 @@ DECISION = Decision(
 )
 
 
-def session(
-    status: Status = Status.IN_PROGRESS, files: FilePair = BOTH, deadline: datetime = LATER, recoveries: int = 0
-) -> Attempt:
+def session(status: Status = Status.IN_PROGRESS, files: FilePair = BOTH, recoveries: int = 0) -> Attempt:
     return Attempt(
         session_id="s",
         attempt=1,
         created_at=EARLIER,
-        deadline_at=deadline,
+        deadline_at=LATER,
         status=status,
         files=files,
         decision=DECISION if status is Status.DECIDED else None,
@@ -34,25 +33,23 @@ def session(
     )
 
 
-def run(kind: str, name: str | None = None, *, alive: bool = True, due: datetime | None = None, count: int = 1) -> Run:
+def run(kind: str, name: str | None = None, *, alive: bool = True, lingers: bool = False) -> Run:
     return Run(
         id=UUID(int=1),
         state_id=UUID(int=2),
         type=kind,
         name=name or kind.capitalize(),
-        due=due,
-        run_count=count,
         alive=alive,
+        lingers=lingers,
     )
 
 
-def lost(kind: str, count: int = 1) -> Run:
-    return run(kind, alive=False, count=count)
+def lost(kind: str) -> Run:
+    return run(kind, alive=False)
 
 
 IN_PROGRESS = session()
 WAITING = session(Status.AWAITING_FILES, ONE)
-OVERDUE = session(Status.AWAITING_FILES, ONE, deadline=EARLIER)
 TRIED = session(recoveries=MOST)
 TRIED_BEFORE = session(recoveries=MOST - 1)
 DECIDED, CANCELLED, FAILED, DELETED = (
@@ -61,18 +58,15 @@ DECIDED, CANCELLED, FAILED, DELETED = (
 DECIDED_TRIED = session(Status.DECIDED, recoveries=MOST)
 
 RUNNING, PENDING, PAUSED = run("RUNNING"), run("PENDING"), run("PAUSED")
-SCHEDULED, CANCELLING = run("SCHEDULED", due=NOW), run("CANCELLING")
-AWAITING_FILES = run("SCHEDULED", "AwaitingFiles", due=LATER)
-AWAITING_FILES_NOW = run("SCHEDULED", "AwaitingFiles", due=EARLIER)
-AWAITING_FILES_EVER = run("SCHEDULED", "AwaitingFiles")
-AWAITING_COMPARISON = run("SCHEDULED", "AwaitingComparison", due=LATER)
-ENDED_UNAVAILABLE, ENDED_FAILED = run("FAILED", UNAVAILABLE), run("FAILED")
+SCHEDULED, CANCELLING = run("SCHEDULED"), run("CANCELLING")
+AWAITING_FILES, AWAITING_COMPARISON = run("PAUSED", "AwaitingFiles"), run("PAUSED", "AwaitingComparison")
+ENDED_UNAVAILABLE, ENDED_FAILED = run("CRASHED", UNAVAILABLE), run("FAILED")
 ENDED_CRASHED, ENDED_CANCELLED, ENDED = run("CRASHED"), run("CANCELLED"), run("COMPLETED", "Match")
-SPENT = run("FAILED", UNAVAILABLE, count=MOST + 1)
+LINGERS = run("CRASHED", lingers=True)
 
 SESSIONS: dict[str, tuple[Attempt, Run | None, Action]] = {
     "no flow run, both files": (IN_PROGRESS, None, Action.START),
-    "no flow run, deadline over": (OVERDUE, None, Action.START),
+    "no flow run, a file missing": (WAITING, None, Action.START),
     "no flow run, tried too often": (TRIED, None, Action.START),
     "at work": (IN_PROGRESS, RUNNING, Action.NOTHING),
     "being started": (IN_PROGRESS, PENDING, Action.NOTHING),
@@ -86,27 +80,34 @@ SESSIONS: dict[str, tuple[Attempt, Run | None, Action]] = {
     "crashed": (IN_PROGRESS, ENDED_CRASHED, Action.RECOVER),
     "crashed, tried too often": (TRIED, ENDED_CRASHED, Action.GIVE_UP),
     "failed for now": (IN_PROGRESS, ENDED_UNAVAILABLE, Action.RECOVER),
-    "failed for now, tried too often": (TRIED, ENDED_UNAVAILABLE, Action.GIVE_UP),
+    "failed for now, in version 0.1.0": (IN_PROGRESS, run("FAILED", UNAVAILABLE), Action.RECOVER),
+    "failed for now, and often before": (TRIED, ENDED_UNAVAILABLE, Action.RECOVER),
     "failed for good": (IN_PROGRESS, ENDED_FAILED, Action.GIVE_UP),
     "ended without a decision": (IN_PROGRESS, ENDED, Action.RECOVER),
     "ended without a decision, tried too often": (TRIED, ENDED, Action.GIVE_UP),
     "cancelled by a person": (IN_PROGRESS, ENDED_CANCELLED, Action.CANCEL),
     "cancelled by a person, tried too often": (TRIED, ENDED_CANCELLED, Action.CANCEL),
-    "being cancelled": (IN_PROGRESS, CANCELLING, Action.NOTHING),
+    "being cancelled": (IN_PROGRESS, CANCELLING, Action.CANCEL),
+    "cancelled, its process is being ended": (CANCELLED, CANCELLING, Action.NOTHING),
     "lost while it was cancelled": (IN_PROGRESS, lost("CANCELLING"), Action.CANCEL),
     "waits for a file": (WAITING, AWAITING_FILES, Action.NOTHING),
     "waits for files that are there": (IN_PROGRESS, AWAITING_FILES, Action.WAKE),
-    "waits past its deadline": (OVERDUE, AWAITING_FILES, Action.WAKE),
-    "waits past its deadline with no look to come": (OVERDUE, AWAITING_FILES_EVER, Action.WAKE),
-    "waits past its deadline, its look is due": (OVERDUE, AWAITING_FILES_NOW, Action.NOTHING),
-    "waits for a comparison": (IN_PROGRESS, AWAITING_COMPARISON, Action.NOTHING),
+    "waits as version 0.1.0 did": (IN_PROGRESS, run("SCHEDULED", "AwaitingFiles"), Action.WAKE),
+    "crashed, its process lives on": (IN_PROGRESS, LINGERS, Action.NOTHING),
     "decided, ended": (DECIDED, ENDED, Action.NOTHING),
     "decided, without a flow run": (DECIDED, None, Action.NOTHING),
     "decided, shows its decision": (DECIDED, RUNNING, Action.NOTHING),
-    "decided, lost before it showed that": (DECIDED, lost("RUNNING"), Action.RECOVER),
-    "decided, lost too often": (DECIDED_TRIED, lost("RUNNING"), Action.CRASH),
-    "decided, lost while it was cancelled": (DECIDED, lost("CANCELLING"), Action.CRASH),
-    "decided, crashed": (DECIDED, ENDED_CRASHED, Action.NOTHING),
+    "decided, lost before it showed that": (DECIDED, lost("RUNNING"), Action.SHOW),
+    "decided, lost, tried too often": (DECIDED_TRIED, lost("PENDING"), Action.SHOW),
+    "decided, lost while it was cancelled": (DECIDED, lost("CANCELLING"), Action.SHOW),
+    "decided, crashed": (DECIDED, ENDED_CRASHED, Action.SHOW),
+    "decided, failed": (DECIDED, ENDED_FAILED, Action.SHOW),
+    "decided, failed for now": (DECIDED, ENDED_UNAVAILABLE, Action.SHOW),
+    "decided, crashed, its process lives on": (DECIDED, LINGERS, Action.NOTHING),
+    "decided, its run has expired": (DECIDED, run("COMPLETED", "Expired"), Action.SHOW),
+    "decided by another run, waits": (DECIDED, AWAITING_COMPARISON, Action.SHOW),
+    "decided, about to show its decision": (DECIDED, SCHEDULED, Action.NOTHING),
+    "decided, its run was cancelled": (DECIDED, ENDED_CANCELLED, Action.SHOW),
     "cancelled, at work": (CANCELLED, RUNNING, Action.NOTHING),
     "cancelled, lost": (CANCELLED, lost("RUNNING"), Action.CRASH),
     "given up, lost": (FAILED, lost("PENDING"), Action.CRASH),
@@ -118,63 +119,58 @@ SESSIONS: dict[str, tuple[Attempt, Run | None, Action]] = {
 
 @pytest.mark.parametrize(("attempt", "its_run", "action"), SESSIONS.values(), ids=SESSIONS)
 def test_a_session_gets_what_it_needs(attempt: Attempt, its_run: Run | None, action: Action) -> None:
-    assert for_session(attempt, its_run, None, stored=False, deaths=0, now=NOW, most_recoveries=MOST) is action
+    # Somebody computes what it waits for, its deadline is not over, and nobody has looked at storage.
+    assert judged(attempt, its_run, computed=True) is action
 
 
-WAITING_FOR_COMPARISON: dict[str, tuple[Run | None, bool, Action]] = {
-    "is stored": (ENDED, True, Action.WAKE),
-    "is stored, its run unknown": (None, True, Action.WAKE),
-    "is stored, its run was lost": (lost("RUNNING"), True, Action.WAKE),
-    "has an unknown run": (None, False, Action.NOTHING),
-    "waits for a worker": (SCHEDULED, False, Action.NOTHING),
-    "is computed": (RUNNING, False, Action.NOTHING),
-    "was lost": (lost("RUNNING"), False, Action.NOTHING),
-    "failed for now and is started again": (ENDED_UNAVAILABLE, False, Action.NOTHING),
-    "crashed and is started again": (ENDED_CRASHED, False, Action.NOTHING),
-    "failed for now too often": (SPENT, False, Action.WAKE),
-    "failed for good": (ENDED_FAILED, False, Action.WAKE),
-    "was cancelled": (ENDED_CANCELLED, False, Action.WAKE),
-    "ended without a row": (ENDED, False, Action.WAKE),
-}
+def judged(attempt: Attempt, its_run: Run | None, **facts: object) -> Action:
+    return for_session(attempt, its_run, Facts.model_validate(facts), most_recoveries=MOST)
 
 
 @pytest.mark.parametrize(
-    ("comparison", "stored", "action"), WAITING_FOR_COMPARISON.values(), ids=WAITING_FOR_COMPARISON
+    ("stored", "computed", "action"),
+    [
+        (True, False, Action.WAKE),
+        (True, True, Action.WAKE),
+        (False, False, Action.WAKE),
+        (False, True, Action.NOTHING),
+    ],
 )
-def test_a_session_that_waits_is_woken_when_its_comparison(
-    comparison: Run | None, stored: bool, action: Action
+def test_a_session_waits_for_a_comparison_only_while_somebody_computes_it(
+    stored: bool, computed: bool, action: Action
 ) -> None:
-    found = for_session(
-        IN_PROGRESS, AWAITING_COMPARISON, comparison, stored=stored, deaths=0, now=NOW, most_recoveries=MOST
-    )
-    assert found is action
+    assert judged(IN_PROGRESS, AWAITING_COMPARISON, stored=stored, computed=computed) is action
 
 
-COMPARISONS: dict[str, tuple[Run, bool, Action]] = {
-    "computes": (RUNNING, False, Action.NOTHING),
-    "waits for a worker": (SCHEDULED, False, Action.NOTHING),
-    "is started": (PENDING, False, Action.NOTHING),
-    "is being cancelled": (CANCELLING, False, Action.NOTHING),
-    "was lost": (lost("RUNNING"), False, Action.RECOVER),
-    "was lost while it was started": (lost("PENDING"), False, Action.RECOVER),
-    "was lost after its row was stored": (lost("RUNNING"), True, Action.COMPLETE),
-    "was lost for the last time": (lost("RUNNING", MOST), False, Action.RECOVER),
-    "was lost too often": (lost("RUNNING", MOST + 1), False, Action.CRASH),
-    "was lost too often after its row was stored": (lost("RUNNING", MOST + 1), True, Action.COMPLETE),
-    "was lost while it was cancelled": (lost("CANCELLING"), False, Action.CRASH),
-    "crashed": (ENDED_CRASHED, False, Action.RECOVER),
-    "crashed after its row was stored": (ENDED_CRASHED, True, Action.NOTHING),
-    "failed for now": (ENDED_UNAVAILABLE, False, Action.RECOVER),
-    "failed for now too often": (SPENT, False, Action.NOTHING),
-    "failed for good": (ENDED_FAILED, False, Action.NOTHING),
-    "was cancelled": (ENDED_CANCELLED, False, Action.NOTHING),
-    "has ended": (ENDED, True, Action.NOTHING),
+OVERDUE: dict[str, tuple[Run | None, bool | None, Action]] = {
+    "it waits": (AWAITING_FILES, False, Action.EXPIRE),
+    "it waits, and a file is there": (AWAITING_FILES, True, Action.WAKE),
+    "it waits, and storage does not tell": (AWAITING_FILES, None, Action.NOTHING),
+    "it has no flow run": (None, False, Action.EXPIRE),
+    "it has no flow run, and a file is there": (None, True, Action.START),
+    "it was woken, and no worker takes it": (SCHEDULED, False, Action.EXPIRE),
+    "it was woken for a file, and no worker takes it": (SCHEDULED, True, Action.NOTHING),
+    "it was suspended by a person": (PAUSED, False, Action.EXPIRE),
+    "it is at work": (RUNNING, False, Action.NOTHING),
+    "it was lost": (lost("RUNNING"), False, Action.EXPIRE),
+    "it was lost, and a file is there": (lost("RUNNING"), True, Action.RECOVER),
+    "it has crashed": (ENDED_CRASHED, False, Action.EXPIRE),
+    "it has crashed, and its process lives on": (LINGERS, False, Action.NOTHING),
+    "its run was ended as expired before that was recorded": (run("COMPLETED", "Expired"), False, Action.EXPIRE),
+    "it was cancelled": (ENDED_CANCELLED, False, Action.CANCEL),
 }
 
 
-@pytest.mark.parametrize(("its_run", "stored", "action"), COMPARISONS.values(), ids=COMPARISONS)
-def test_the_run_of_a_comparison_gets_what_it_needs(its_run: Run, stored: bool, action: Action) -> None:
-    assert for_comparison(its_run, stored=stored, deaths=1, most_recoveries=MOST) is action
+@pytest.mark.parametrize(("its_run", "arrived", "action"), OVERDUE.values(), ids=OVERDUE)
+def test_a_session_beyond_its_deadline_expires_only_where_storage_has_no_file(
+    its_run: Run | None, arrived: bool | None, action: Action
+) -> None:
+    assert judged(WAITING, its_run, late=True, arrived=arrived) is action
+
+
+def test_a_session_is_woken_for_a_file_of_another_system() -> None:
+    assert judged(WAITING, AWAITING_FILES, arrived=True) is Action.WAKE
+    assert judged(WAITING, AWAITING_FILES, arrived=False) is Action.NOTHING
 
 
 @pytest.mark.parametrize("kind", ["PENDING", "RUNNING", "CANCELLING"])
@@ -184,59 +180,56 @@ def test_any_other_run_that_was_lost_is_ended_and_its_schedule_brings_the_next(k
 
 
 RUNS = [
-    run(kind, name, alive=alive, due=due, count=count)
+    run(kind, name, alive=alive)
     for kind, name in [
         *[(kind, None) for kind in ("PENDING", "RUNNING", "CANCELLING", "COMPLETED", "FAILED", "CRASHED", "CANCELLED")],
-        *[("FAILED", UNAVAILABLE), ("SCHEDULED", "AwaitingFiles"), ("SCHEDULED", "AwaitingComparison")],
+        *[("CRASHED", UNAVAILABLE), ("PAUSED", "AwaitingFiles"), ("PAUSED", "AwaitingComparison")],
     ]
-    for alive, due, count in product([True, False], [None, EARLIER, LATER], [1, MOST + 1])
+    for alive in (True, False)
 ]
-ATTEMPTS = [
-    session(status, files, deadline, recoveries)
-    for status, files, deadline, recoveries in product(Status, [ONE, BOTH], [EARLIER, LATER], [0, MOST])
+ATTEMPTS = [session(status, files, recoveries) for status, files, recoveries in product(Status, [ONE, BOTH], [0, MOST])]
+FACTS = [
+    {"late": late, "arrived": arrived, "stored": stored, "computed": computed}
+    for late, arrived, stored, computed in product([True, False], [True, False, None], [True, False], [True, False])
 ]
 
 
-def judged(attempt: Attempt, its_run: Run | None, stored: bool = False) -> Action:
-    return for_session(attempt, its_run, None, stored=stored, deaths=0, now=NOW, most_recoveries=MOST)
-
-
-def test_a_closed_attempt_is_never_started_given_up_or_cancelled() -> None:
+def test_a_closed_attempt_is_never_started_given_up_cancelled_or_expired() -> None:
     closed = [attempt for attempt in ATTEMPTS if not attempt.open]
-    found = {judged(*case) for case in product(closed, [*RUNS, None], [True, False])}
-    assert found == {Action.NOTHING, Action.RECOVER, Action.CRASH}
+    found = {judged(attempt, one, **facts) for attempt, one, facts in product(closed, [*RUNS, None], FACTS)}
+    assert found == {Action.NOTHING, Action.SHOW, Action.CRASH}
 
 
 def test_a_process_that_lives_is_left_alone() -> None:
     living = [one for one in RUNS if one.alive and one.type in {"PENDING", "RUNNING", "CANCELLING"}]
-    assert {judged(*case) for case in product(ATTEMPTS, living, [True, False])} == {Action.NOTHING}
-    assert {
-        for_comparison(one, stored=stored, deaths=1, most_recoveries=MOST) for one in living for stored in (True, False)
-    } == {Action.NOTHING}
+    for attempt, one, facts in product(ATTEMPTS, living, FACTS):
+        cancelling = one.type == "CANCELLING" and attempt.open
+        assert judged(attempt, one, **facts) is (Action.CANCEL if cancelling else Action.NOTHING)
 
 
-def test_nothing_is_started_again_without_end() -> None:
+def test_nothing_expires_where_storage_does_not_tell_or_has_a_file_or_there_is_time() -> None:
+    never = [facts for facts in FACTS if not facts["late"] or facts["arrived"] is not False]
+    assert Action.EXPIRE not in {
+        judged(attempt, one, **facts) for attempt, one, facts in product(ATTEMPTS, [*RUNS, None], never)
+    }
+
+
+def test_nothing_is_started_again_without_end_but_what_waits_for_a_service_that_is_away() -> None:
     tried = [attempt for attempt in ATTEMPTS if attempt.recoveries == MOST]
-    assert Action.RECOVER not in {judged(*case) for case in product(tried, [*RUNS, None], [True, False])}
-    often = [one for one in RUNS if one.run_count > MOST]
-    assert Action.RECOVER not in {for_comparison(one, stored=False, deaths=1, most_recoveries=MOST) for one in often}
+    again = {
+        one for attempt, one, facts in product(tried, RUNS, FACTS) if judged(attempt, one, **facts) is Action.RECOVER
+    }
+    assert again == {one for one in RUNS if one.unavailable}
+    assert Action.RECOVER not in {judged(attempt, None, **facts) for attempt, facts in product(tried, FACTS)}
 
 
-def test_a_comparison_that_took_two_processes_along_is_not_tried_again() -> None:
-    running = lost("RUNNING")
-    actions = [for_comparison(running, stored=False, deaths=deaths, most_recoveries=MOST) for deaths in (0, 1, 2)]
-    assert actions == [Action.RECOVER, Action.RECOVER, Action.GIVE_UP]
-    assert for_comparison(running, stored=True, deaths=2, most_recoveries=MOST) is Action.COMPLETE
-    cancelled = lost("CANCELLING")
-    assert for_comparison(cancelled, stored=False, deaths=2, most_recoveries=MOST) is Action.CRASH
-
-
-def test_a_session_whose_own_computation_took_two_processes_along_is_given_up() -> None:
-    def judged_after(deaths: int, its_run: Run, *, stored: bool = False) -> Action:
-        return for_session(IN_PROGRESS, its_run, its_run, stored=stored, deaths=deaths, now=NOW, most_recoveries=MOST)
-
+def test_a_session_whose_computation_took_two_processes_along_is_given_up() -> None:
     gone = lost("RUNNING")
-    assert [judged_after(deaths, gone) for deaths in (0, 1, 2)] == [Action.RECOVER, Action.RECOVER, Action.GIVE_UP]
-    assert judged_after(2, gone, stored=True) is Action.RECOVER, "It only has to decide."
-    assert judged_after(2, RUNNING) is Action.NOTHING
-    assert judged_after(2, lost("CANCELLING")) is Action.CANCEL
+    assert [judged(IN_PROGRESS, gone, deaths=deaths) for deaths in (0, 1, 2)] == [
+        Action.RECOVER,
+        Action.RECOVER,
+        Action.GIVE_UP,
+    ]
+    assert judged(IN_PROGRESS, gone, deaths=2, stored=True) is Action.RECOVER, "It only has to decide."
+    assert judged(IN_PROGRESS, RUNNING, deaths=2) is Action.NOTHING
+    assert judged(IN_PROGRESS, lost("CANCELLING"), deaths=2) is Action.CANCEL

@@ -11,7 +11,7 @@ from deployments.server_retention import EVENT_RETENTION, RUN_RETENTION, VACUUM,
 from deployments.stack import Addresses, environment
 from tasks.settings import Settings
 
-ADDRESSES = Addresses(prefect_ui="http://127.0.0.1:1", upload_api="http://127.0.0.1:2")
+ADDRESSES = Addresses(prefect_ui="http://127.0.0.1:1", upload_api="http://127.0.0.1:2", stack="a")
 WEEK, MONTH = timedelta(days=7), timedelta(days=30)
 
 

@@ -12,7 +12,7 @@ from deployments.stack import Addresses, environment
 from tasks.settings import Settings
 from tests.benchmarks.scale import LOAD, PARTS, SETTLE_SECONDS, Point, need
 
-ADDRESSES = Addresses(prefect_ui="http://127.0.0.1:1", upload_api="http://127.0.0.1:2")
+ADDRESSES = Addresses(prefect_ui="http://127.0.0.1:1", upload_api="http://127.0.0.1:2", stack="a")
 
 
 def test_the_embedded_server_is_told_and_prefect_has_these_settings(monkeypatch: pytest.MonkeyPatch) -> None:

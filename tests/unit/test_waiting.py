@@ -1,44 +1,55 @@
-"""When a waiting session looks again, and how quietly."""
+"""What a run that waits says of itself, and how quietly it does so."""
 
 import logging
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from datetime import UTC, datetime
 
 import pytest
 
-from tasks.contracts import Attempt
-from tasks.dispatch import first_look
-from tasks.waiting import QuietWaiting, next_look
+from tasks.contracts import Attempt, FilePair, StoredFile
+from tasks.states import awaiting_comparison, awaiting_files, beside, woken
+from tasks.waiting import QUIET, QuietWaiting
 
-CREATED = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
-DEADLINE = CREATED + timedelta(hours=1)
-
-
-def looks(first: float = 10, longest: float = 300) -> list[float]:
-    """Seconds after creation at which a session that never gets its files is looked at."""
-    now, moments = CREATED, []
-    while now < DEADLINE:
-        now = next_look(now, CREATED, DEADLINE, first, longest)
-        moments.append(round((now - CREATED).total_seconds(), 3))
-    return moments
+FILE = StoredFile(storage_key="key", sha256="a" * 64, size_bytes=1)
 
 
-def test_intervals_grow_from_the_first_to_the_longest_and_end_at_the_deadline() -> None:
-    moments = looks()
-    intervals = [round(later - earlier, 3) for earlier, later in pairwise([0.0, *moments])]
-    assert intervals[0] == 10
-    assert all(earlier <= later for earlier, later in pairwise(intervals[:-1]))
-    assert max(intervals) == 300
-    assert moments[-1] == 3600
+def waiting(files: FilePair, deadline: datetime) -> Attempt:
+    return Attempt(session_id="s", attempt=1, created_at=deadline, deadline_at=deadline, files=files, announced=True)
 
 
-def test_an_hour_costs_about_twenty_looks() -> None:
-    assert 15 <= len(looks()) <= 22
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (FilePair(), "the ID image and the selfie video"),
+        (FilePair(id_image=FILE), "the selfie video"),
+        (FilePair(selfie_video=FILE), "the ID image"),
+    ],
+)
+def test_a_run_that_waits_says_for_what_and_until_when(files: FilePair, words: str) -> None:
+    now = datetime.now(UTC).replace(hour=14, minute=5)
+    assert awaiting_files(waiting(files, now)).message == f"Waiting for {words} until 14:05 UTC"
+    later = datetime(2031, 1, 2, 14, 5, tzinfo=UTC)
+    assert awaiting_files(waiting(files, later)).message == f"Waiting for {words} until 02 January 2031, 14:05 UTC"
 
 
-def test_a_deadline_before_the_first_interval_is_looked_at_in_time() -> None:
-    deadline = CREATED + timedelta(seconds=3)
-    assert next_look(CREATED, CREATED, deadline, 10, 300) == deadline
+def test_a_run_that_waits_has_no_time_out_and_a_key_of_its_own_and_is_rescheduled_by_resume() -> None:
+    attempt = waiting(FilePair(), datetime.now(UTC))
+    states = [awaiting_files(attempt), awaiting_files(attempt), awaiting_comparison(), awaiting_comparison()]
+    assert {state.type.value for state in states} == {"PAUSED"}
+    assert [state.state_details.pause_timeout for state in states] == [None] * 4
+    assert len({state.state_details.pause_key for state in states}) == 4
+    assert [state.state_details.pause_reschedule for state in states] == [True] * 4
+
+
+def test_a_run_that_is_woken_is_due_now_and_not_since_its_creation() -> None:
+    due = woken("Both files are there").state_details.scheduled_time
+    assert due is not None
+    assert abs(due.timestamp() - datetime.now(UTC).timestamp()) < 5
+
+
+def test_a_run_beside_another_one_ends_and_says_what_the_session_waits_for() -> None:
+    state = beside(awaiting_files(waiting(FilePair(id_image=FILE), datetime.now(UTC))))
+    assert state.is_completed()
+    assert "Waiting for the selfie video" in str(state.message)
 
 
 def record(message: str) -> logging.LogRecord:
@@ -46,23 +57,15 @@ def record(message: str) -> logging.LogRecord:
 
 
 def test_waiting_is_no_error_in_the_log_and_other_ends_stay_as_they_are() -> None:
-    states = ("AwaitingFiles", "AwaitingComparison", "Scheduled", "Crashed")
+    states = ("AwaitingFiles", "AwaitingComparison", "Scheduled", "Cancelled", "Crashed")
     ends = [record(f"Finished in state {state}('…')") for state in states]
     for one in ends:
         assert QuietWaiting().filter(one)
-    assert [one.levelno for one in ends] == [logging.INFO, logging.INFO, logging.INFO, logging.ERROR]
+    assert [one.levelno for one in ends] == [*[logging.INFO] * 4, logging.ERROR]
 
 
-@pytest.mark.parametrize(
-    ("announced", "seconds", "looks_after"),
-    [
-        (True, 10, 3600),  # each upload wakes it
-        (False, 10, 10),
-        (False, 7200, 3600),
-    ],
-)
-def test_a_run_that_is_woken_by_uploads_looks_at_its_deadline_only(
-    announced: bool, seconds: float, looks_after: float
-) -> None:
-    attempt = Attempt(session_id="s", attempt=1, created_at=CREATED, deadline_at=DEADLINE, announced=announced)
-    assert (first_look(attempt, CREATED, seconds) - CREATED).total_seconds() == looks_after
+def test_the_log_has_its_filter_once_however_often_a_run_waits() -> None:
+    logger = logging.Logger("any")
+    for _ in range(100):
+        logger.addFilter(QUIET)
+    assert logger.filters == [QUIET]

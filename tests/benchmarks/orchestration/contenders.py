@@ -21,11 +21,13 @@ import pytest
 from celery import Celery
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED, temporary_settings
+from prefect.settings import PREFECT_CLIENT_CSRF_SUPPORT_ENABLED, temporary_settings
 from temporalio.client import Client
 
+from deployments.prefect_access import client_settings
 from deployments.provision import PROCESS, process_template
-from deployments.stack import Stack, stop_tree
+from deployments.stack import Stack
+from deployments.stopping import stop_tree
 from tasks.contracts import FileKind, StoredFile
 from tasks.database import database_for
 from tasks.database.attempts import open_attempt, register_upload
@@ -142,7 +144,7 @@ class Kycflow(Contender):
     def kill(self) -> None:
         _kill(self.stack.pid("worker-gpu"))
         self.stack.check()
-        self.parts[WORKERS] = [self.stack.pid("worker-sessions"), self.stack.pid("worker-gpu")]
+        self.parts[WORKERS] = [self.stack.pid("worker-upkeep"), self.stack.pid("worker-gpu")]
 
 
 @contextmanager
@@ -159,11 +161,11 @@ def kycflow(kind: Kind, worker_type: str, folder: Path) -> Iterator[Kycflow]:
         stack.kind = kind
         exits.callback(close_databases)
         exits.enter_context(stack)
-        client = {PREFECT_API_URL: stack.addresses.prefect_api, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}
+        client = client_settings(settings, stack.addresses) | {PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}
         exits.enter_context(temporary_settings(client))  # as the upload service has it
         if worker_type == PROCESS and kind is not Kind.ENGINE:
             asyncio.run(_with_idle_engine())
-        workers = [stack.pid("worker-sessions"), stack.pid("worker-gpu")]
+        workers = [stack.pid("worker-upkeep"), stack.pid("worker-gpu")]
         parts = {SERVERS: [stack.pid("prefect-server")], WORKERS: workers, POSTGRESQL: [cluster.process.pid]}
         yield Kycflow(cluster.url("kycflow"), parts, stack, settings)
 

@@ -32,6 +32,5 @@ def load_idle_engine(config: EngineConfig, settings: Settings) -> IdleEngine:
 
 if __name__ == "__main__":
     engine.load_engine = load_idle_engine  # type: ignore[assignment]
-    engine.is_loaded = lambda config, settings: True
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
