@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
     FlowRunFilterTags,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.flow_runs import arun_deployment
 from prefect.exceptions import ObjectNotFound
@@ -166,7 +166,7 @@ async def start_or_wake(attempt: Attempt) -> FlowRun:
             # Also one that waits for a comparison: the file that came just now may ask for another one.
             await client.set_flow_run_state(run.id, state)
         elif run.state is not None and run.state.type in FAULTS:
-            await client.set_flow_run_state(run.id, state, force=True)
+            await execute_again(client, run, state)
     log.info(
         "flow run started or woken",
         extra={
@@ -218,6 +218,14 @@ async def wake(flow_run_ids: list[UUID], names: Collection[str], why: str) -> No
         for run in await read_runs(client, flow_run_ids):
             if run.state is not None and run.state.name in names:
                 await client.set_flow_run_state(run.id, woken(why))
+
+
+async def execute_again(client: PrefectClient, run: FlowRun, state: State[Any]) -> None:
+    """Have a run executed from its beginning, whatever its state is. Calls as `prefect_api`'s client raises."""
+    if run.empirical_policy.retry_type is not None:
+        # Prefect retried it in its process, which is gone: no worker would be offered it.
+        await client.update_flow_run(run.id, empirical_policy=FlowRunPolicy(retry_type=None))
+    await client.set_flow_run_state(run.id, state, force=True)
 
 
 async def cancel(flow_run_id: UUID, why: str) -> None:

@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import StateType
 from tasks.contracts import Attempt, Status
 from tasks.database import database_for
 from tasks.database.attempts import API, note_run, session_decided, take_up
-from tasks.dispatch import prefect_api, read_runs, start_or_wake
+from tasks.dispatch import execute_again, prefect_api, read_runs, start_or_wake
 from tasks.ending import at_rest, cancel_session
 from tasks.errors import OrchestratorUnavailable
 from tasks.settings import current_settings
@@ -78,11 +78,10 @@ async def _set_going(attempt: Attempt) -> bool:
             # A worker that is still cancelling it would set it to Cancelled after us.
             await at_rest(client, [attempt])
             runs = await read_runs(client, [attempt.flow_run_id])
-            for state in [run.state for run in runs]:
-                if state is None or state.is_final() or state.name in WAITING:
-                    due = await _due(client, attempt.flow_run_id)
-                    again = woken(f"Resumed, for {due:%H:%M:%S} UTC", due)
-                    await client.set_flow_run_state(attempt.flow_run_id, again, force=True)
+            for run in runs:
+                if run.state is None or run.state.is_final() or run.state.name in WAITING:
+                    due = await _due(client, run.id)
+                    await execute_again(client, run, woken(f"Resumed, for {due:%H:%M:%S} UTC", due))
     except TimeoutError as exc:
         raise OrchestratorUnavailable(
             f"The flow run of session {attempt.session_id!r} is not at rest after {PATIENCE_SECONDS} s. Try again."

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Crashed
 from sqlalchemy import Engine
@@ -15,7 +15,7 @@ from tasks.database.attempts import count_recovery
 from tasks.database.comparisons import note_loss
 from tasks.database.leases import break_leases
 from tasks.decision import expire
-from tasks.dispatch import created, prefect_api
+from tasks.dispatch import created, execute_again, prefect_api
 from tasks.ending import cancel_session, give_up
 from tasks.recovery import Action, Run
 from tasks.report import publish_decision
@@ -59,11 +59,8 @@ async def _mend_run(client: PrefectClient, finding: Finding, run: Run, current: 
             await _broken(database, finding, by)
             # It has queued before: due since it was created. One that died while it computed may do so again: the
             # others come first.
-            if current.empirical_policy.retry_type is not None:
-                # Prefect retried it in its process, which is gone: no worker would be offered it.
-                await client.update_flow_run(run.id, empirical_policy=FlowRunPolicy(retry_type=None))
             again = woken(f"Started again, as {finding.why}", None if finding.loss.computing else current.created)
-            await client.set_flow_run_state(run.id, again, force=True)
+            await execute_again(client, current, again)
         case Action.GIVE_UP if attempt is not None:
             await _broken(database, finding, by)
             await give_up(attempt.session_id, attempt.attempt, finding.why, by=by)

@@ -31,9 +31,11 @@ from tasks.errors import OrchestratorUnavailable
 from tasks.leasing import sign_of_life
 from tasks.liveness import run_lease, worker_lease
 from tasks.recovery import Action
+from tasks.settings import Settings
 from tasks.states import UNAVAILABLE, awaiting_comparison
 from tasks.sweep.findings import UNNAMED_WORKER_SECONDS, Finding, Looker
 from tasks.sweep.mend import mend
+from tasks.trigger import resume
 from tests.acceptance.test_sessions import verify
 from tests.system import System, eventually
 
@@ -126,15 +128,19 @@ def test_a_run_that_ended_by_a_fault_that_may_pass_is_executed_again(
     assert system.ended_run(run_id).state_name == "Match"
 
 
+@pytest.mark.parametrize("by", ["sweep", "person"])
 def test_a_run_that_prefect_retried_in_a_process_which_is_gone_is_executed_again(
-    system: System, demo_media: DemoMedia, session_id: str
+    by: str, system: System, demo_media: DemoMedia, session_id: str
 ) -> None:
     """No worker is offered one of these."""
     with_files(system, session_id, demo_media)
     run_id = with_run(system, session_id, Crashed())
     retried = FlowRunPolicy(retries=0, retry_type="in_process")
     system.prefect(lambda client: client.update_flow_run(run_id, empirical_policy=retried))
-    assert mended(session_id) == [Action.RECOVER]
+    if by == "sweep":
+        assert mended(session_id) == [Action.RECOVER]
+    else:
+        asyncio.run(resume(get_attempt(system.database, session_id)))
     assert decided(system, session_id) == "match"
 
 
@@ -172,8 +178,9 @@ def test_a_run_that_was_started_again_too_often_is_given_up(
 ) -> None:
     with_files(system, session_id, demo_media)
     with_run(system, session_id, Crashed())
+    tried = update(AttemptRow).where(AttemptRow.session_id == session_id).values(recoveries=Settings().most_recoveries)
     with writing(system.database) as session:
-        session.execute(update(AttemptRow).where(AttemptRow.session_id == session_id).values(recoveries=5))
+        session.execute(tried)
     assert mended(session_id) == [Action.GIVE_UP]
     assert get_attempt(system.database, session_id).status is Status.ERROR
 
