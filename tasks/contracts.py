@@ -100,7 +100,7 @@ class EngineConfig(Plain):
     weights_sha256: Annotated[
         dict[str, Sha256], Field(description="SHA-256 of each weight file in use, by file name.")
     ] = {}
-    algorithm: Annotated[int, Field(ge=1, description="Version of kycflow's own sampling, alignment, pooling.")] = 2
+    algorithm: Annotated[int, Field(ge=1, description="Version of kycflow's own sampling, alignment, pooling.")] = 3
 
     def fingerprint(self) -> str:
         """SHA-256 over the configuration's canonical JSON, lower-case hexadecimal."""

@@ -1,6 +1,5 @@
 """Odd selfie videos, each with the reason of the decision that it gives beside the genuine card."""
 
-import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
@@ -19,6 +18,7 @@ from tasks.faces.models import engine_config
 from tasks.faces.native import load_models
 from tests.filmed_pictures import filmed
 from tests.media_corpus import RATE, SIZE, Case, Footage, Picture, pasted, resized, write_clip
+from tests.remuxed import hide_beginning, put_before, with_matrix, with_pixel_shape
 
 MATCH, STILL = Reason.SIMILARITY_SUFFICIENT, Reason.STILL_PICTURE_AS_VIDEO
 UNREADABLE, NO_FACE = Reason.VIDEO_UNREADABLE, Reason.NO_FACE_IN_VIDEO
@@ -56,11 +56,31 @@ def _turned_by_metadata(footage: Footage, path: Path, clockwise: int) -> None:
     """As phones write it: frames that lie on their side, and a matrix that says how to show them."""
     write_clip(path, [np.rot90(picture, clockwise) for picture in footage.clip], kind="mp4")
     cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[clockwise]
-    matrix = (cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30)
-    content = bytearray(path.read_bytes())
-    at = content.index(b"tkhd") + 44  # the display matrix, ISO/IEC 14496-12, 8.3.2
-    content[at : at + 36] = struct.pack(">9i", *matrix)
-    path.write_bytes(content)
+    with_matrix(path, (cosine, sine, -sine, cosine))
+
+
+def _mirrored_by_metadata(footage: Footage, path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Frames that are mirrored, and a matrix that undoes it."""
+    mirror = np.flipud if matrix[3] < 0 else np.fliplr
+    with_matrix(write_clip(path, [mirror(picture) for picture in footage.clip], kind="mp4"), matrix)
+
+
+def _anamorphic(footage: Footage, path: Path, shape: Fraction) -> None:
+    """Pixels that are not square."""
+    width, height = round(SIZE[0] / max(1.0, float(shape))), round(SIZE[1] * min(1.0, float(shape)))
+    narrow = [resized(picture, width, height) for picture in footage.clip]
+    with_pixel_shape(write_clip(path.with_suffix(".mp4"), narrow, kind="mp4"), shape).rename(path)
+
+
+def _behind_another_track(footage: Footage, path: Path, frames: int, *, enabled: bool) -> None:
+    """A preview, or a depth map, is the first track."""
+    put_before(write_clip(path, footage.clip, kind="mov"), [np.zeros((60, 80, 3), np.uint8)] * frames, enabled=enabled)
+
+
+def _trimmed(footage: Footage, path: Path) -> None:
+    """An edit list hides a second and a half, in which a picture of the woman is filmed."""
+    woman = [pasted(GREY, footage.woman, 60 + 2 * index, 10 + index) for index in range(15)]
+    hide_beginning(write_clip(path, woman + footage.clip, kind="mp4"), 1.5)
 
 
 def _sound(footage: Footage, path: Path) -> None:
@@ -206,6 +226,8 @@ def _scaled(width: int, height: int) -> Change:
 
 VIDEOS = [
     *(Case(f"rotation-{90 * turns}", partial(_turned_by_metadata, clockwise=turns), MATCH) for turns in range(4)),
+    Case("mirrored-by-metadata", partial(_mirrored_by_metadata, matrix=(-1, 0, 0, 1)), MATCH),
+    Case("flipped-by-metadata", partial(_mirrored_by_metadata, matrix=(1, 0, 0, -1)), MATCH),
     Case("mirrored", _clip(_each(lambda picture: picture[:, ::-1])), MATCH),
     # Containers and codecs
     Case("h264-mp4", _clip(), MATCH),
@@ -227,7 +249,12 @@ VIDEOS = [
     Case("empty", lambda footage, path: path.touch(), UNREADABLE, "EMPTY"),
     Case("text", lambda footage, path: path.write_text("No video.\n"), UNREADABLE, "NOT_A_VIDEO"),
     Case("jpeg", lambda footage, path: path.write_bytes(footage.genuine_card.read_bytes()), UNREADABLE, "NOT_A_VIDEO"),
+    Case("preview-track-first", partial(_behind_another_track, frames=1, enabled=True), MATCH),
+    Case("depth-track-first", partial(_behind_another_track, frames=20, enabled=False), MATCH),
     # Times and sizes
+    Case("trimmed", _trimmed, MATCH),
+    Case("wide-pixels", partial(_anamorphic, shape=Fraction(2)), MATCH),
+    Case("tall-pixels", partial(_anamorphic, shape=Fraction(1, 2)), MATCH),
     Case("single-frame", _clip(lambda clip: clip[:1]), STILL, says="1 frames"),
     Case("two-frames", _clip(lambda clip: [clip[0], clip[6]]), MATCH),
     Case("one-a-second", _slow, MATCH),

@@ -5,6 +5,6 @@ What a file is, its bytes say, never its name. Needs Pillow and PyAV only.
 
 from tasks.media.images import check_id_image, read_id_image
 from tasks.media.sampling import VideoSample, sample_frames
-from tasks.media.videos import check_selfie_video
+from tasks.media.video_check import check_selfie_video
 
 __all__ = ["VideoSample", "check_id_image", "check_selfie_video", "read_id_image", "sample_frames"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from tasks.errors import MediaRefused
+from tasks.media.display import shown
 from tasks.media.videos import MOST_PIXELS_DECODED, decode, moment_of, open_video, packets_of, seconds_of
 from tasks.settings import Settings
 
@@ -59,25 +60,17 @@ def sample_frames(
     """
     with open_video(path, settings) as (container, stream):
         packets = list(packets_of(container, stream, path, settings, whole=False))
-        moments = [moment_of(packet) for packet in packets]
-        begin = min(moments)
-        end = max(at + seconds_of(packet, packet.duration) for at, packet in zip(moments, packets, strict=True))
-        keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
-        if len(keys) == len(packets) and stream.name not in _ALL_KEYS:
-            keys = []  # a container that marks every frame says nothing
-        chosen = plan(moments, keys, end, count)
-        needed = needed_for(chosen, moments, keys)
-        if len(needed) * stream.codec_context.width * stream.codec_context.height > MOST_PIXELS_DECODED:
-            raise MediaRefused(
-                "VIDEO_UNREADABLE",
-                "The selfie video has too few key frames for its length and size. Record a shorter or smaller one.",
-            )
-        alone = all(moments[each.first] == moment for moment, each in chosen.items())
+        times = timeline(packets, stream)
+        chosen, needed = times.plan(count)
+        refuse_laborious(needed, stream)
+        alone = all(times.moments[each.first] == moment for moment, each in chosen.items())
         how = _alone if alone else _in_a_row
         tick, found = packets[0].time_base or Fraction(1), False
         for frame, part in how(packets, stream, settings, chosen, needed, wanted):
             found = True
-            yield _sample(frame, part, max(0.0, float((frame.pts or 0) * tick) - begin), end - begin)
+            moment = max(0.0, float((frame.pts or 0) * tick) - times.begin)
+            pixels, scale = shown(frame, stream.sample_aspect_ratio, LONGEST_SIDE)
+            yield VideoSample(part, moment, pixels, scale, times.end - times.begin)
     if not found:
         raise MediaRefused(
             "VIDEO_UNREADABLE", f"No frame of the selfie video ({stream.name}) decodes. Record it again."
@@ -91,24 +84,88 @@ class Wanted(NamedTuple):
     first: int
 
 
-def plan(moments: Sequence[float], keys: Sequence[int], end: float, count: int) -> dict[float, Wanted]:
+@dataclass(frozen=True)
+class Timeline:
+    """When a video's frames are shown, as its packets say.
+
+    `moments`: seconds of the packets in the order of decoding. `keys`: those among them that need no other. `hidden`:
+    those that are decoded for others only, as an edit list leaves them out. `begin`, `end`: of what is shown.
+    """
+
+    moments: Sequence[float]
+    keys: Sequence[int]
+    hidden: Collection[int]
+    begin: float
+    end: float
+
+    def plan(self, count: int) -> tuple[dict[float, Wanted], list[int]]:
+        """`count` frames to look at, and the packets to decode for them: see `plan` and `needed_for`."""
+        chosen = plan(self.moments, self.keys, self.end, count, self.hidden)
+        return chosen, needed_for(chosen, self.moments, self.keys)
+
+    @property
+    def lead_in(self) -> tuple[int, int]:
+        """The first packet that is shown, and the one from which to decode up to it."""
+        first = next(index for index in range(len(self.moments)) if index not in self.hidden)
+        return first, max((key for key in self.keys if key <= first), default=0)
+
+
+def timeline(packets: Iterable[Packet[VideoStream]], stream: VideoStream) -> Timeline:
+    """The times of a video's packets, of which there is one at least.
+
+    Raises:
+        MediaRefused: VIDEO_WITHOUT_FRAMES, as none of them is shown.
+    """
+    moments, keys, hidden = list[float](), list[int](), set[int]()
+    begin, end = math.inf, -math.inf
+    for index, packet in enumerate(packets):
+        moments.append(moment_of(packet))
+        if packet.is_keyframe:
+            keys.append(index)
+        if packet.is_discard:
+            hidden.add(index)
+            continue
+        begin = min(begin, moments[-1])
+        end = max(end, moments[-1] + seconds_of(packet, packet.duration))
+    if len(hidden) == len(moments):
+        raise MediaRefused("VIDEO_WITHOUT_FRAMES", "The selfie video's edit list hides all of it. Record it again.")
+    if len(keys) == len(moments) and stream.name not in _ALL_KEYS:
+        keys = []  # a container that marks every frame says nothing
+    return Timeline(moments, keys, hidden, begin, end)
+
+
+def refuse_laborious(needed: Sequence[int], stream: VideoStream) -> None:
+    """Refuse a video of which too much would have to be decoded.
+
+    Raises:
+        MediaRefused: VIDEO_UNREADABLE.
+    """
+    if len(needed) * stream.codec_context.width * stream.codec_context.height > MOST_PIXELS_DECODED:
+        raise MediaRefused(
+            "VIDEO_UNREADABLE",
+            "The selfie video has too few key frames for its length and size. Record a shorter or smaller one.",
+        )
+
+
+def plan(
+    moments: Sequence[float], keys: Sequence[int], end: float, count: int, hidden: Collection[int] = ()
+) -> dict[float, Wanted]:
     """Which frames to look at, by their moments, ascending.
 
     The time is cut into `count` equal parts. A part's key frame stands for it, the one next to its middle; a part
-    without one is seen at its middle. `moments`: seconds of the packets in the order of decoding, `keys`: those among
-    them that need no other.
+    without one is seen at its middle. The rest as in `Timeline`.
     """
-    shown = sorted(moments)
-    step = (end - shown[0]) / count
+    visible = sorted(moment for index, moment in enumerate(moments) if index not in hidden)
+    step = (end - visible[0]) / count
     chosen: dict[float, Wanted] = {}
     for part in range(count):
-        begin, middle = shown[0] + step * part, shown[0] + step * (part + 0.5)
-        inside = [key for key in keys if begin <= moments[key] < begin + step]
+        begin, middle = visible[0] + step * part, visible[0] + step * (part + 0.5)
+        inside = [key for key in keys if begin <= moments[key] < begin + step and key not in hidden]
         if inside:
             key = min(inside, key=lambda index: abs(moments[index] - middle))
             chosen[moments[key]] = Wanted(part, key)
         else:
-            on_show = shown[max(0, bisect_right(shown, middle) - 1)]
+            on_show = visible[max(0, bisect_right(visible, middle) - 1)]
             before = max((key for key in keys if moments[key] <= on_show), default=0)
             chosen.setdefault(on_show, Wanted(part, before))
     return dict(sorted(chosen.items()))
@@ -174,14 +231,3 @@ def _in_a_row(
             yield frame, part
         if not left:
             return
-
-
-def _sample(frame: VideoFrame, part: int, moment: float, video_seconds: float) -> VideoSample:
-    import numpy as np
-
-    scale = max(1.0, max(frame.width, frame.height) / LONGEST_SIDE)
-    size = (max(1, round(frame.width / scale)), max(1, round(frame.height / scale)))
-    shrunk = frame.reformat(*size, format="rgb24", interpolation="AREA" if scale > 1 else "BILINEAR")
-    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as FFmpeg's display matrix has it
-    pixels = np.ascontiguousarray(np.rot90(cast("NDArray[np.uint8]", shrunk.to_ndarray()), quarter_turns))
-    return VideoSample(part, moment, pixels, scale, video_seconds)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -40,29 +40,9 @@ MOST_PIXELS_DECODED = 4_000_000_000
 MOST_PACKETS_PER_SECOND = 2_000
 """All streams together: sound in 2.5 ms packets, slow motion and a phone's sensor tracks fit in."""
 
-_PACKETS_UNTIL_A_FRAME = 64  # more than any codec's reordering delay
-
-
 _PATIENCE_SECONDS = (2.0, 30.0)
 """How long one call of FFmpeg may read: a stranger's file, for which sound ones take hundredths of a second, and a file
 that was checked before, which a busy worker must not refuse. It ends what no count of ours foresees."""
-
-
-def check_selfie_video(path: Path, settings: Settings) -> None:
-    """Refuse a file that cannot be a selfie video: walks all packets, decodes one frame.
-
-    Raises MediaRefused: EMPTY, TOO_LARGE, NOT_A_VIDEO, VIDEO_UNREADABLE, VIDEO_WITHOUT_FRAMES, VIDEO_TOO_LONG,
-    VIDEO_TOO_MANY_PIXELS, TRUNCATED.
-    """
-    with open_video(path, settings, checked=False) as (container, stream):
-        for _ in packets_of(container, stream, path, settings, whole=True):
-            pass
-    with open_video(path, settings, checked=False) as (container, stream):
-        packets = islice(container.demux(stream), _PACKETS_UNTIL_A_FRAME)
-        if next(decode(packets, stream, settings), None) is None:
-            raise MediaRefused(
-                "VIDEO_UNREADABLE", f"The selfie video's first {stream.name} frame does not decode. Record it again."
-            )
 
 
 def packets_of(
@@ -87,7 +67,8 @@ def packets_of(
         yield found
     if count == 0:
         raise MediaRefused("VIDEO_WITHOUT_FRAMES", "The selfie video has no frames. Record it again.")
-    if whole and (corrupt or count < stream.frames):
+    # The index has fewer frames than the file where an edit list leaves some out that lead to no other.
+    if whole and (corrupt or count < min(stream.frames, len(stream.index_entries))):
         raise _truncated()
 
 
@@ -125,11 +106,10 @@ def open_video(
             metadata_errors="replace",
             timeout=_PATIENCE_SECONDS[checked],
         ) as container:
-            videos = (video for video in container.streams.video if not video.disposition & Disposition.attached_pic)
-            stream = next(videos, None)  # a cover picture is no video
+            stream = max(_moving_pictures(container), key=_mainness, default=None)
             if stream is None:
                 raise MediaRefused("VIDEO_WITHOUT_FRAMES", "The selfie video has sound only. Record it again.")
-            if stream.codec_context is None or stream.codec_context.name not in CODECS.split(","):
+            if not _supported(stream):
                 raise MediaRefused(
                     "VIDEO_UNREADABLE",
                     f"The selfie video's codec ({_codec_name(stream)}) is not supported. "
@@ -171,6 +151,25 @@ def decode(
                 yield frame
     if drained:
         stream.codec_context.flush_buffers()
+
+
+def _moving_pictures(container: av.container.InputContainer) -> list[VideoStream]:
+    """Its video tracks. A cover picture is none."""
+    return [video for video in container.streams.video if not video.disposition & Disposition.attached_pic]
+
+
+def _mainness(stream: VideoStream) -> tuple[bool, bool, bool, int]:
+    """What makes a track the one that players show: the largest says most. Of equals it is the first.
+
+    Phones write others beside it, some before it: a preview of one frame, a depth map that is not enabled.
+    """
+    context = stream.codec_context
+    area = 0 if context is None else context.width * context.height
+    return _supported(stream), stream.frames != 1, bool(stream.disposition & Disposition.default), area
+
+
+def _supported(stream: VideoStream) -> bool:
+    return stream.codec_context is not None and stream.codec_context.name in CODECS.split(",")
 
 
 def _codec_name(stream: VideoStream) -> str:

@@ -2,17 +2,21 @@
 
 import struct
 import wave
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tasks.errors import MediaRefused
 from tasks.media import check_selfie_video, sample_frames
 from tasks.media.sampling import needed_for, plan
 from tasks.settings import Settings
 from tests.media_fixtures import write_video
+from tests.remuxed import hide_beginning, put_before, with_matrix, with_pixel_shape
 
 SETTINGS = Settings()
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
@@ -210,17 +214,73 @@ def test_fewer_frames_than_asked_for_are_given_once(tmp_path: Path) -> None:
     assert [round(sample.time_seconds * 30) for sample in sample_frames(path, 10, SETTINGS)] == [0, 1, 2]
 
 
-def test_rotation_is_undone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), lambda pixels: pixels),
+        ((0, 1, -1, 0), lambda pixels: np.rot90(pixels, -1)),  # as phones write: turned clockwise
+        ((-1, 0, 0, -1), lambda pixels: np.rot90(pixels, 2)),
+        ((0, -1, 1, 0), np.rot90),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda pixels: pixels.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2)),
+    ],
+)
+def test_frames_are_turned_and_mirrored_as_players_show_them(
+    tmp_path: Path, matrix: tuple[int, int, int, int], shown: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+) -> None:
     path = write_video(tmp_path / "selfie.mp4", frames=2)
-    plain, *_ = sample_frames(path, 1, SETTINGS)
-    content = bytearray(path.read_bytes())
-    at = content.index(b"tkhd") + 44  # the display matrix, ISO/IEC 14496-12, 8.3.2
-    turned = (0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)  # as phones write: show it turned 90 degrees clockwise
-    content[at : at + 36] = struct.pack(">9i", *turned)
-    path.write_bytes(content)
-    upright, *_ = sample_frames(path, 1, SETTINGS)
-    assert upright.pixels.shape == (160, 120, 3)
-    assert np.array_equal(upright.pixels, np.rot90(plain.pixels, -1))
+    (plain,) = sample_frames(path, 1, SETTINGS)
+    (found,) = sample_frames(with_matrix(path, matrix), 1, SETTINGS)
+    assert np.array_equal(found.pixels, shown(plain.pixels))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("2/1", (320, 120)),
+        ("1/2", (160, 240)),
+        ("12/11", (175, 120)),
+        ("16/1", (160, 120)),  # damaged
+    ],
+)
+def test_pixels_are_made_square(tmp_path: Path, shape: str, size: tuple[int, int]) -> None:
+    path = with_pixel_shape(write_video(tmp_path / "selfie.mp4", frames=2), Fraction(shape))
+    (sample,) = sample_frames(path, 1, SETTINGS)
+    assert sample.pixels.shape[1::-1] == size
+
+
+@pytest.mark.parametrize("interval", ["10", "1000"], ids=["key frames", "one key frame"])
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 1.8])
+def test_what_an_edit_list_hides_is_not_looked_at(tmp_path: Path, seconds: float, interval: str) -> None:
+    path = hide_beginning(write_video(tmp_path / "selfie.mp4", frames=60, codec_options={"g": interval}), seconds)
+    check_selfie_video(path, SETTINGS)
+    samples = list(sample_frames(path, 10, SETTINGS))
+    assert len(samples) == min(10, round((2 - seconds) * 30))
+    assert samples[0].video_seconds == pytest.approx(2 - seconds, abs=0.02)
+    first = int(samples[0].pixels[20].sum(axis=1).argmax())
+    assert first == pytest.approx(140 * seconds / 2, abs=10)
+
+
+def test_an_edit_list_that_hides_everything(tmp_path: Path) -> None:
+    path = hide_beginning(write_video(tmp_path / "selfie.mp4"), 5)
+    assert refusal(path) in {"VIDEO_WITHOUT_FRAMES", "VIDEO_UNREADABLE"}
+
+
+@pytest.mark.parametrize(
+    ("frames", "side", "enabled"),
+    [(1, 80, True), (3, 80, True), (30, 80, True), (30, 160, False), (30, 640, False), (1, 640, True)],
+    ids=["preview", "short-preview", "small", "depth", "large-depth", "large-preview"],
+)
+def test_the_main_track_is_the_one_that_players_show(tmp_path: Path, frames: int, side: int, enabled: bool) -> None:
+    path = write_video(tmp_path / "selfie.mov", size=(320, 240))
+    other = [np.zeros((side * 3 // 4, side, 3), np.uint8)] * frames
+    put_before(path, other, enabled=enabled)
+    check_selfie_video(path, SETTINGS)
+    samples = list(sample_frames(path, 5, SETTINGS))
+    assert {sample.pixels.shape for sample in samples} == {(240, 320, 3)}
+    assert len(samples) == 5
 
 
 SECONDS = [index / 30 for index in range(300)]
