@@ -23,6 +23,9 @@ from tests.chaos.world import World
 LOOK_SECONDS = 0.03
 REST_SECONDS = SOON_SECONDS + 2
 """Between two kills of a worker: one that ends as soon as it is started, its supervisor starts later each time."""
+AFTERWARDS_SECONDS = 10
+"""After an outage, in which clients send again what was refused meanwhile."""
+CAUGHT_UP_SECONDS = 180
 JUST_NOW_SECONDS = 0.4
 """What happened so short a time ago has not been told to anybody else."""
 
@@ -57,6 +60,10 @@ _COMPUTING = text("""SELECT c.comparison_key, c.computations FROM comparisons c
 
 _STARTS = text("SELECT computations FROM comparisons WHERE comparison_key = :key")
 
+_BOTH_FILES = text("""SELECT a.session_id, a.attempt FROM attempts a
+    JOIN uploads u ON u.session_id = a.session_id AND u.attempt = a.attempt
+    WHERE a.closed_at IS NULL GROUP BY a.session_id, a.attempt HAVING count(DISTINCT u.kind) = 2""")
+
 
 @dataclass
 class Faults:
@@ -71,6 +78,8 @@ class Faults:
     """Computations that were cut off: key, and number of the start."""
     recovery_seconds: list[float] = field(default_factory=list)
     """From the kill of a computation to the next start of the same one."""
+    outage_seconds: list[float] = field(default_factory=list)
+    """From each outage's end to the decision on the last session that had its files by then, or soon after."""
     over: threading.Event = field(default_factory=threading.Event)
     _killed: dict[str, float] = field(default_factory=dict)
     """When the worker of a pool was killed last."""
@@ -106,7 +115,7 @@ class Faults:
             self._note(f"PostgreSQL restarted, away for {seconds:.1f} s")
 
     def away(self, what: Away, seconds: float) -> None:
-        """Take a service away for that time."""
+        """Take a service away for that time, and let what came meanwhile be decided before the next fault."""
         match what:
             case Away.PREFECT:
                 self.world.prefect_away(seconds)
@@ -115,6 +124,22 @@ class Faults:
             case Away.STORAGE:
                 self.world.storage_away(seconds)
         self._note(f"{what.value} was away for {seconds:g} s")
+        self._rest()
+
+    def _rest(self) -> None:
+        back, left = time.monotonic(), set[tuple[Any, ...]]()
+        last = back
+        while (now := time.monotonic()) - back < CAUGHT_UP_SECONDS:
+            found = set(self._ask(_BOTH_FILES))
+            if now - back < AFTERWARDS_SECONDS:
+                left |= found
+                last = now if found else last
+            elif left := left & found:
+                last = now
+            else:
+                break
+            time.sleep(0.5)
+        self.outage_seconds.append(last - back)
 
     def _note(self, what: str) -> None:
         self.at.append(time.time())

@@ -93,6 +93,9 @@ def judge(world: World, plan: Plan, clients: Clients, faults: Faults) -> list[Ch
         Check("calls of clients that were sent again", clients.refusals, "", True),
         Check("longest time from last upload or fault to decision", f"{max(waits, default=0):.0f} s", "", True),
     ]
+    if faults.outage_seconds:
+        slowest = max(faults.outage_seconds)
+        checks.append(Check("slowest to be done with what an outage left", f"{slowest:.0f} s", "", True))
     if faults.recovery_seconds:
         slowest = max(faults.recovery_seconds)
         checks.append(Check("slowest restart of a killed computation", f"{slowest:.0f} s", "", True))
