@@ -57,8 +57,10 @@ class Settings(BaseSettings):
         description="How often the sweep looks through storage for files that another system puts there.",
     )
 
-    max_id_image_bytes: int = Field(20 * MIB, ge=1024, description="Largest ID image accepted.")
-    max_id_image_pixels: int = Field(50_000_000, ge=10_000, description="Most pixels of an ID image, when decoded.")
+    max_id_image_bytes: int = Field(64 * MIB, ge=1024, description="Largest ID image accepted.")
+    max_id_image_pixels: int = Field(
+        52_000_000, ge=10_000, description="Most pixels of an ID image; baseline JPEGs may have 260 million."
+    )
     max_selfie_video_bytes: int = Field(100 * MIB, ge=1024, description="Largest selfie video accepted.")
     max_selfie_video_seconds: float = Field(60, ge=1, le=3600, description="Longest selfie video accepted.")
     max_selfie_video_pixels: int = Field(

@@ -96,8 +96,15 @@ def _transparent(card: Image.Image) -> Image.Image:
     return image
 
 
-def _sixteen_bits(card: Image.Image) -> Image.Image:
-    return Image.fromarray(np.asarray(card.convert("L")).astype(np.uint16) * 257)
+def _hidden(card: Image.Image) -> Image.Image:
+    """All of it is transparent, with the card below."""
+    image = card.copy()
+    image.putalpha(0)
+    return image
+
+
+def _sixteen_bits(card: Image.Image, times: int = 257) -> Image.Image:
+    return Image.fromarray(np.asarray(card.convert("L")).astype(np.uint16) * times)
 
 
 def _animated(kind: str) -> Builder:
@@ -138,6 +145,8 @@ CARDS = [
     Case("cmyk", _card("JPEG", lambda card: card.convert("CMYK"), quality=90), MATCH),
     Case("grey", _card("JPEG", lambda card: card.convert("L")), MATCH),
     Case("sixteen-bit-grey", _card("PNG", _sixteen_bits, compress_level=1), MATCH),
+    Case("twelve-bits-of-sixteen", _card("PNG", lambda card: _sixteen_bits(card, 16), compress_level=1), MATCH),
+    Case("all-transparent", _card("PNG", _hidden, compress_level=1), MATCH),
     Case("transparent", _card("PNG", _transparent, compress_level=1), MATCH),
     Case("palette", _card("PNG", lambda card: card.quantize(64)), MATCH),
     Case("fax", _card("PNG", lambda card: card.convert("1", dither=Image.Dither.NONE)), NO_FACE),
@@ -160,8 +169,9 @@ CARDS = [
     Case("scan-portrait-68", _card("JPEG", _scan(310)), Reason.ID_IMAGE_FACE_TOO_SMALL, says="16 is needed"),
     Case("scan-portrait-48", _card("JPEG", _scan(220)), NO_FACE),
     Case("huge", _card("JPEG", _scaled(8430), quality=60), MATCH),
+    Case("sensor-of-108-megapixels", _card("JPEG", _scaled(12_380), quality=60), MATCH),
     Case("huge-blank", _plain("L", (7000, 7000), "JPEG"), NO_FACE),
-    Case("too-many-pixels", _plain("L", (8000, 6251)), UNREADABLE, "IMAGE_TOO_MANY_PIXELS", "8000 x 6251"),
+    Case("too-many-pixels", _plain("L", (8000, 6501)), UNREADABLE, "IMAGE_TOO_MANY_PIXELS", "8000 x 6501"),
     Case("bomb", _bomb, UNREADABLE, "IMAGE_TOO_MANY_PIXELS"),
     Case("one-pixel", _plain("RGB", (1, 1)), NO_FACE),
     Case("ribbon", _plain("RGB", (40_000, 3)), NO_FACE),

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -72,6 +72,17 @@ def client_of(settings: Settings, trigger: Recorder, **headers: str) -> Iterator
         httpx.Client(base_url=url, timeout=60, headers=headers, trust_env=False) as client,
     ):
         yield client
+
+
+def sent_blindly(client: httpx.Client, path: str, size: int) -> str:
+    """The code of the answer to a client that sends its whole body before it reads, and has the connection closed then.
+
+    Python's `urllib` is one.
+    """
+    connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=60)
+    with closing(connection):
+        connection.request("PUT", path, body=bytes(size), headers={"Connection": "close"})
+        return str(json.load(connection.getresponse())["code"])
 
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from deployments.upload_service import problems
+from deployments.upload_service.draining import Draining
 from deployments.upload_service.guard import Guard
 from deployments.upload_service.routes import router
 from deployments.upload_service.uploads import Trigger, Uploads
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
     problems.install(app)
     app.include_router(router)
     app.add_middleware(Guard, token=in_use.api_token)
+    app.add_middleware(Draining)
     return app
 
 

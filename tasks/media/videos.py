@@ -25,7 +25,7 @@ from av.video.stream import VideoStream
 from tasks.errors import MediaRefused
 from tasks.media.containers import container_of, has_too_many_tags, is_cut_off
 from tasks.media.mp4_index import claims_more_than
-from tasks.media.sizes import read_head
+from tasks.media.sizes import read_head, wrapping
 from tasks.settings import Settings
 
 CODECS = "h264,hevc,vp8,vp9,libdav1d,av1,mpeg4,h263,mjpeg,libvpx,libvpx-vp9"
@@ -89,7 +89,8 @@ def open_video(
     head = read_head(path, "selfie video", settings.max_selfie_video_bytes)
     kind = container_of(head)
     if kind is None:
-        raise MediaRefused("NOT_A_VIDEO", "The selfie video is not an MP4, MOV, WebM or Matroska file. Upload one.")
+        says = wrapping(head) or "The selfie video is not an MP4, MOV, WebM or Matroska file. Upload one."
+        raise MediaRefused("NOT_A_VIDEO", says)
     if not checked and is_cut_off(path, kind):
         raise _truncated()
     if claims_more_than(path, _most_packets(settings)) if kind == "mov" else has_too_many_tags(path):

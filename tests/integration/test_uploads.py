@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from tasks.contracts import Attempt, Status
@@ -40,6 +41,7 @@ from tests.uploading import (
     objects,
     picture,
     raw_put,
+    sent_blindly,
     sha256_of,
     shown,
     wait_until,
@@ -140,6 +142,18 @@ class TestUploads:
     ) -> None:
         with raw_put(session, CARD, announced=settings.max_id_image_bytes + 1) as connection:
             assert b" 413 " in connection.recv(4096)
+
+    @pytest.mark.parametrize(
+        ("path", "code"),
+        [(CARD, "TOO_LARGE"), ("/sessions/none/id-image", "UNKNOWN_SESSION"), ("/sessions", "METHOD_NOT_ALLOWED")],
+    )
+    def test_who_is_refused_while_sending_reads_why(self, session: httpx.Client, path: str, code: str) -> None:
+        assert sent_blindly(session, path, 90 * MIB) == code
+
+    def test_who_is_refused_for_the_token_while_sending_reads_why(self, settings: Settings, trigger: Recorder) -> None:
+        locked = settings.model_copy(update={"api_token": SecretStr("t" * 32)})
+        with client_of(locked, trigger) as client:
+            assert sent_blindly(client, CARD, 90 * MIB) == "UNAUTHORIZED"
 
     def test_the_limit_holds_for_bytes_that_nobody_announced(self, session: httpx.Client, settings: Settings) -> None:
         body = itertools.repeat(bytes(MIB), settings.max_id_image_bytes // MIB + 1)

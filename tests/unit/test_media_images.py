@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from tasks.errors import MediaRefused
 from tasks.media import check_id_image, read_id_image
@@ -142,5 +143,90 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 def test_transparent_parts_become_white(tmp_path: Path) -> None:
     path = tmp_path / "card.png"
-    path.write_bytes(encoded(Image.new("RGBA", (10, 10), (0, 0, 0, 0)), "PNG"))
-    assert np.asarray(read_id_image(path, SETTINGS)).min() == 255
+    image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    image.paste((10, 20, 30, 255), (0, 0, 5, 10))
+    path.write_bytes(encoded(image, "PNG"))
+    read = np.asarray(read_id_image(path, SETTINGS))
+    assert (read[:, :5] == (10, 20, 30)).all()
+    assert (read[:, 5:] == 255).all()
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 128, 254, "nearly nothing"])
+def test_an_alpha_that_hides_all_or_nothing_is_passed_over(tmp_path: Path, alpha: int | str) -> None:
+    """Scanners and editors write such files, and people cannot see why they would be refused."""
+    picture = photograph()
+    mask = Image.new("L", picture.size, alpha if isinstance(alpha, int) else 0)
+    if isinstance(alpha, str):
+        mask.paste(255, (0, 0, 20, 20))
+    transparent = picture.copy()
+    transparent.putalpha(mask)
+    path = tmp_path / "card.png"
+    path.write_bytes(encoded(transparent, "PNG"))
+    assert np.array_equal(np.asarray(read_id_image(path, SETTINGS)), np.asarray(picture))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_fewer_bits_in_sixteen_are_stretched(tmp_path: Path, bits: int) -> None:
+    grey = np.asarray(photograph().convert("L"), np.uint16)
+    path = tmp_path / "card.png"
+    path.write_bytes(encoded(Image.fromarray(np.uint16(grey.astype(float) * ((1 << bits) - 1) / 255)), "PNG"))
+    read = np.asarray(read_id_image(path, SETTINGS))[..., 0]
+    assert np.abs(read.astype(int) - grey).max() <= 1
+
+
+def spoilt(content: bytes, name: bytes) -> bytes:
+    """A PNG in which the sum of one chunk is wrong."""
+    at = content.index(name)
+    end = at + 4 + int.from_bytes(content[at - 4 : at], "big")
+    return content[:end] + bytes([content[end] ^ 1]) + content[end + 1 :]
+
+
+@pytest.mark.parametrize("name", [b"pHYs", b"tEXt", b"iCCP", b"eXIf"])
+def test_a_damaged_chunk_that_the_pixels_do_not_need(tmp_path: Path, name: bytes) -> None:
+    text, exif = PngInfo(), Image.Exif()
+    text.add_text("Comment", "a card")
+    exif[0x0112] = 6
+    content = encoded(photograph(), "PNG", dpi=(300, 300), pnginfo=text, icc_profile=bytes(200), exif=exif.tobytes())
+    path = tmp_path / "card.png"
+    path.write_bytes(content)
+    whole = np.asarray(read_id_image(path, SETTINGS))
+    path.write_bytes(spoilt(content, name))
+    check_id_image(path, SETTINGS)
+    read = np.asarray(read_id_image(path, SETTINGS))
+    assert np.array_equal(read, np.rot90(whole) if name == b"eXIf" else whole)
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"PLTE"])
+def test_a_damaged_chunk_that_the_pixels_need(tmp_path: Path, name: bytes) -> None:
+    content = encoded(photograph().quantize(16), "PNG")
+    assert refusal(tmp_path / "card.png", spoilt(content, name)) == "IMAGE_UNREADABLE"
+
+
+@pytest.mark.parametrize(
+    ("size", "read"),
+    [((8160, 6144), (4080, 3072)), ((12_000, 9_000), (6_000, 4_500)), ((16_320, 12_240), (4_080, 3_060))],
+    ids=["50", "108", "200"],
+)
+def test_pictures_of_large_sensors_are_read_smaller(
+    tmp_path: Path, size: tuple[int, int], read: tuple[int, int]
+) -> None:
+    path = tmp_path / "card.jpg"
+    photograph((400, 300)).resize(size, Image.Resampling.NEAREST).save(path, "JPEG", quality=50)
+    check_id_image(path, SETTINGS)
+    found = read_id_image(path, SETTINGS)
+    assert found.size == read
+    small = np.asarray(found.resize((400, 300), Image.Resampling.BOX)).astype(int)
+    assert np.abs(small - np.asarray(photograph((400, 300)))).mean() < 8
+
+
+def test_a_large_png_is_read_smaller(tmp_path: Path) -> None:
+    path = tmp_path / "card.png"
+    photograph((400, 300)).resize((8160, 6144), Image.Resampling.NEAREST).save(path, "PNG", compress_level=1)
+    assert read_id_image(path, SETTINGS).size == (4080, 3072)
+
+
+@pytest.mark.parametrize(("size", "progressive"), [((8200, 6400), True), ((20_000, 13_100), False)])
+def test_jpegs_that_would_take_too_much(tmp_path: Path, size: tuple[int, int], progressive: bool) -> None:
+    """A progressive one is decoded whole, however small it is wanted."""
+    content = encoded(Image.new("L", size, 90), "JPEG", quality=20, progressive=progressive)
+    assert refusal(tmp_path / "card.jpg", content) == "IMAGE_TOO_MANY_PIXELS"
