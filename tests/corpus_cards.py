@@ -166,7 +166,6 @@ CARDS = [
     Case("tiny", _card("PNG", _scaled(100)), NO_FACE),
     Case("small", _card("PNG", _scaled(240)), Reason.ID_IMAGE_FACE_TOO_SMALL, says="16 is needed"),
     Case("scan-portrait-100", _card("JPEG", _scan(457)), MATCH),
-    Case("scan-portrait-68", _card("JPEG", _scan(310)), Reason.ID_IMAGE_FACE_TOO_SMALL, says="16 is needed"),
     Case("scan-portrait-48", _card("JPEG", _scan(220)), NO_FACE),
     Case("huge", _card("JPEG", _scaled(8430), quality=60), MATCH),
     Case("sensor-of-108-megapixels", _card("JPEG", _scaled(12_380), quality=60), MATCH),

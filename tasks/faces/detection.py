@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tasks.contracts import Box
@@ -33,7 +33,20 @@ PATCH_OF_FACE = 1.8
 """A face is cut out with its surroundings, 1.8 times its box, into at most 192 pixels: landmarks are found again on it
 in 2 ms. Of the sizes tried on Labeled Faces in the Wild (160 to 320 pixels, 1.8 to 2.6 times) none does better."""
 
+UPRIGHT_DEGREES = 12.0
+"""A tilt that is told to be no more than this is left: at 12 degrees the similarity to the same person falls by 0.03,
+and the telling is as far off."""
+
+_SHOWN_OF_TILT = 0.11
+"""What YuNet's landmarks show of a tilt: it places them nearly as if the face stood upright, and the recogniser pays
+for it. Measured on 25 people of Labeled Faces in the Wild, turned by up to 32 degrees, with a standard deviation of 1
+degree of what is shown; the similarity to another picture of the same person falls from 0.66 to 0.60 at 20 degrees, and
+to 0.30 at 32. Its confidence is highest upright: 0.920, and 0.907 at 16 degrees."""
+
 _MOST_ENLARGED = 2.0
+_MOST_TURNS = 3
+_SAME = 0.5
+"""Intersection over union from which a face found close up is the one that was looked for."""
 
 
 PartOf = Callable[[int, int, int, int], "NDArray[np.uint8]"]
@@ -56,6 +69,20 @@ class Face:
         """Of its box."""
         return self.box[2] * self.box[3]
 
+    @property
+    def roll(self) -> float:
+        """Degrees tilted, -180 to 180: positive clockwise in the picture."""
+        across = self.points[1] - self.points[0]
+        return math.degrees(math.atan2(across[1], across[0]))
+
+    def mapped(self, matrix: "NDArray[np.float64]") -> "Face":
+        """The same face where a (2, 3) similarity puts it; its box keeps its shape, around its middle."""
+        scale = math.hypot(matrix[0, 0], matrix[1, 0])
+        left, top, width, height = self.box
+        x, y = matrix[:, :2] @ (left + width / 2, top + height / 2) + matrix[:, 2]
+        box = (float(x) - width * scale / 2, float(y) - height * scale / 2, width * scale, height * scale)
+        return Face(box, self.points @ matrix[:, :2].T + matrix[:, 2], self.confidence)
+
     def moved(self, scale: float, left: float = 0.0, top: float = 0.0) -> "Face":
         """The same face in a picture of which this one shows a part: scaled, then shifted."""
         box = (self.box[0] * scale + left, self.box[1] * scale + top, self.box[2] * scale, self.box[3] * scale)
@@ -64,21 +91,24 @@ class Face:
 
 @dataclass(frozen=True)
 class Patch:
-    """A face cut out of a picture. `pixels`: (side, side, 3) RGB, side at most PATCH_SIDE. `face`: in these pixels.
+    """A face cut out of a picture, about upright. `pixels`: (height, width, 3) RGB, sides at most PATCH_SIDE.
 
-    `scale`, `left`, `top`: where it was, as `Face.moved` takes them.
+    `face`: in these pixels. `matrix`: the (2, 3) similarity from these pixels to the picture's own.
     """
 
     pixels: "NDArray[np.uint8]"
     face: Face
-    scale: float
-    left: float
-    top: float
+    matrix: "NDArray[np.float64]"
+
+    @property
+    def scale(self) -> float:
+        """The picture's own pixels for one of these."""
+        return math.hypot(self.matrix[0, 0], self.matrix[1, 0])
 
     @property
     def in_picture(self) -> Face:
         """The face in the picture's own pixels."""
-        return self.face.moved(self.scale, self.left, self.top)
+        return self.face.mapped(self.matrix)
 
 
 def find_faces(models: Models, image: "NDArray[np.uint8]") -> list[Face]:
@@ -92,30 +122,83 @@ def find_faces(models: Models, image: "NDArray[np.uint8]") -> list[Face]:
 
 
 def cut_out(models: Models, size: tuple[int, int], part_of: PartOf, face: Face) -> Patch:
-    """A face that was found in a picture of `size` (width, height), close up, with landmarks found anew.
+    """A face that was found in a picture of `size` (width, height), close up and upright, with landmarks found anew.
 
-    `part_of`: gives a part of the picture in its own pixels. Raises ComputeUnavailable.
+    It is turned by the tilt that its landmarks tell, as long as the detector is surer of it then. `part_of`: gives a
+    part of the picture in its own pixels. Raises ComputeUnavailable.
     """
+    way = 45 * round(face.roll / 45)  # as `upright.WAYS`: what is left is what the landmarks show of a tilt
+    shown_of = _SHOWN_OF_TILT if models.yunet else 1.0
+    best: Patch | None = None
+    tilt = float(way)
+    for _ in range(_MOST_TURNS):
+        found = _close_up(models, size, part_of, face, tilt)
+        if found is None or (best is not None and found.face.confidence <= best.face.confidence):
+            break
+        best = found
+        rest = _bounded(found.face.roll / shown_of)
+        if rest == 0:
+            break
+        tilt += rest
+    return best or _coarse(size, part_of, face)
+
+
+def _bounded(tilt: float) -> float:
+    """A tilt that was told from landmarks: 0 when it is small, and no more than a face can be found with."""
+    return 0.0 if abs(tilt) <= UPRIGHT_DEGREES else max(-30.0, min(30.0, tilt))
+
+
+def _close_up(models: Models, size: tuple[int, int], part_of: PartOf, face: Face, tilt: float) -> Patch | None:
+    """The face turned counter-clockwise by `tilt` degrees, with new landmarks; None when it is not found so."""
+    patch = _coarse(size, part_of, face) if tilt == 0 else _turned(size, part_of, face, tilt)
+    close = [found for found in find_faces(models, patch.pixels) if overlap(found.box, patch.face.box) > _SAME]
+    best = max(close, key=lambda found: overlap(found.box, patch.face.box), default=None)
+    return None if best is None else replace(patch, face=best)
+
+
+def _coarse(size: tuple[int, int], part_of: PartOf, face: Face) -> Patch:
+    """The face as it stands, with the landmarks that it has."""
     import cv2
     import numpy as np
 
-    half = PATCH_OF_FACE * max(face.box[2:]) / 2
-    middle = (face.box[0] + face.box[2] / 2, face.box[1] + face.box[3] / 2)
-    left, top = (max(0, math.floor(at - half)) for at in middle)
-    right, bottom = (min(side, math.ceil(at + half)) for at, side in zip(middle, size, strict=True))
+    left, top, right, bottom = _around(face, size, PATCH_OF_FACE / 2)
     part = part_of(left, top, right, bottom)
     wanted = min(PATCH_SIDE / max(part.shape[:2]), _MOST_ENLARGED)
     patch_size = (max(1, round(part.shape[1] * wanted)), max(1, round(part.shape[0] * wanted)))
     pixels = cv2.resize(part, patch_size, interpolation=cv2.INTER_AREA if wanted < 1 else cv2.INTER_LINEAR)
-    scale = 1 / wanted
-    coarse = Face(
-        ((face.box[0] - left) * wanted, (face.box[1] - top) * wanted, face.box[2] * wanted, face.box[3] * wanted),
-        (face.points - (left, top)) * wanted,
-        face.confidence,
-    )
-    close = [found for found in find_faces(models, pixels) if overlap(found.box, coarse.box) > 0.5]
-    best = max(close, key=lambda found: overlap(found.box, coarse.box), default=coarse)
-    return Patch(np.asarray(pixels), best, scale, left, top)
+    there = np.array([[wanted, 0, -left * wanted], [0, wanted, -top * wanted]])
+    return Patch(np.asarray(pixels), face.mapped(there), cv2.invertAffineTransform(there))
+
+
+def _turned(size: tuple[int, int], part_of: PartOf, face: Face, tilt: float) -> Patch:
+    """The face turned counter-clockwise by `tilt` degrees around its middle, which becomes the patch's."""
+    import cv2
+    import numpy as np
+
+    side = PATCH_OF_FACE * max(face.box[2:])
+    wanted = min(PATCH_SIDE / side, _MOST_ENLARGED)
+    left, top, right, bottom = _around(face, size, PATCH_OF_FACE / math.sqrt(2))
+    part = part_of(left, top, right, bottom)
+    if wanted < 1:  # first, as a turn by itself would only look at some of the pixels
+        part = cv2.resize(part, None, fx=wanted, fy=wanted, interpolation=cv2.INTER_AREA)
+    rest = max(1.0, wanted)
+    middle = (face.box[0] + face.box[2] / 2, face.box[1] + face.box[3] / 2)
+    half = round(side * wanted) / 2
+    there = cv2.getRotationMatrix2D((0, 0), tilt, wanted)
+    there[:, 2] = half - there[:, :2] @ middle
+    shift = np.array([[1, 0, left], [0, 1, top], [0, 0, 1]]) @ np.diag([rest / wanted, rest / wanted, 1])
+    border = cv2.BORDER_REPLICATE
+    pixels = cv2.warpAffine(part, there @ shift, (round(2 * half), round(2 * half)), borderMode=border)
+    return Patch(np.asarray(pixels), face.mapped(there), cv2.invertAffineTransform(there))
+
+
+def _around(face: Face, size: tuple[int, int], reach: float) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what lies within `reach` times the face's longer side of its middle."""
+    half = reach * max(face.box[2:])
+    middle = (face.box[0] + face.box[2] / 2, face.box[1] + face.box[3] / 2)
+    left, top = (max(0, math.floor(at - half)) for at in middle)
+    right, bottom = (min(side, math.ceil(at + half)) for at, side in zip(middle, size, strict=True))
+    return left, top, right, bottom
 
 
 def rivals(face: Face, faces: list[Face]) -> list[Face]:

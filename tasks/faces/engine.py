@@ -17,12 +17,9 @@ from tasks.errors import MediaRefused
 from tasks.faces.alignment import TEMPLATE_SIDE, align
 from tasks.faces.detection import (
     CARD_SIDES,
-    SURE_CONFIDENCE,
-    VIDEO_SIDES,
     Face,
     Patch,
     cut_out,
-    find_faces,
     rivals,
     shrunk,
 )
@@ -33,14 +30,15 @@ from tasks.faces.pooling import best_of_parts, pooled, spread, unit
 from tasks.faces.quality import measure, weight
 from tasks.faces.shown import ComparedFaces, Shown
 from tasks.faces.tracking import Follower
-from tasks.media import VideoSample, read_id_image, sample_frames
+from tasks.faces.upright import Standing, find_any_way, quarters, turned
+from tasks.media import read_id_image, sample_frames
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+_QUARTERS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 _SHOWN_SIDE = 640
 _GOOD = 0.5
 """What a frame must weigh (`quality.weight`) for its part of the time not to be looked at again."""
@@ -186,23 +184,18 @@ class FaceEngine:
     ) -> "tuple[Image.Image, NDArray[np.uint8], list[Face]]":
         """The picture and its copy for people turned the way that shows the surest face, with the faces in the picture.
 
-        Other ways up are tried when upright shows none sure, and larger copies when no way up shows one.
+        Larger copies are searched when no way up shows one.
         """
         import numpy as np
 
         for side in CARD_SIDES:
             copy = shrunk(shown, side)[0] if side <= _SHOWN_SIDE else _shrunk(image, side)
             scale = max(image.size) / max(copy.shape[:2])
-            found: list[tuple[int, list[Face]]] = []
-            for turns in range(4):
-                faces = find_faces(self._models, np.ascontiguousarray(np.rot90(copy, turns)))
-                found.append((turns, [face.moved(scale) for face in faces]))
-                if turns == 0 and faces and faces[0].confidence >= SURE_CONFIDENCE:
-                    break
-            turns, faces = max(found, key=lambda pair: pair[1][0].confidence if pair[1] else 0.0)
-            if faces:
-                turned = image if (turn := _TURNS[turns]) is None else image.transpose(turn)
-                return turned, np.ascontiguousarray(np.rot90(shown, turns)), faces
+            if faces := find_any_way(self._models, copy):
+                turns = quarters(faces[0])
+                upright = image if (turn := _QUARTERS[turns]) is None else image.transpose(turn)
+                faces = [turned(face.moved(scale), turns, image.size) for face in faces]
+                return upright, np.ascontiguousarray(np.rot90(shown, turns)), faces
             if max(image.size) <= side:
                 break
         return image, shown, []
@@ -211,7 +204,7 @@ class FaceEngine:
         self, path: Path, settings: Settings, stages: _Stages, looked_at: list[tuple[float, str]]
     ) -> tuple[list[_Seen], float]:
         """The person's face in each frame that shows it alone, and the video's length in seconds."""
-        follower, seen, seconds = Follower(), list[_Seen](), 0.0
+        follower, standing, seen, seconds = Follower(), Standing(self._models), list[_Seen](), 0.0
         done: set[int] = set()  # runs of parts that have shown a good frame
 
         def run_of(part: int) -> int:
@@ -228,15 +221,15 @@ class FaceEngine:
                 break
             seconds = sample.video_seconds
             with stages("detect"):
-                small, faces = self._in_frame(sample)
+                pixels, small, faces = standing.look(sample.pixels)
                 person = follower.pick(faces)
-                patch = None if person is None else self._cut_out(sample, person)
+                patch = None if person is None else self._cut_out(pixels, person)
             if patch is None:
                 looked_at.append((sample.time_seconds, "several faces" if faces else "no face"))
                 continue
             looked_at.append((sample.time_seconds, "spare"))
             with stages("align"):
-                shrink = max(sample.pixels.shape[:2]) / max(small.shape[:2])
+                shrink = max(pixels.shape[:2]) / max(small.shape[:2])
                 seen.append(self._seen(patch, sample.time_seconds, sample.scale, small, shrink))
             if weight(seen[-1].quality) >= _GOOD:
                 done.add(run_of(sample.part))
@@ -249,23 +242,13 @@ class FaceEngine:
             )
         return seen, seconds
 
-    def _in_frame(self, sample: VideoSample) -> "tuple[NDArray[np.uint8], list[Face]]":
-        """The copy in which faces were found or the last one looked at, and the faces in the frame."""
-        small = sample.pixels
-        for side in VIDEO_SIDES:
-            small, scale = shrunk(sample.pixels, side)
-            faces = find_faces(self._models, small)
-            if faces or scale == 1:
-                return small, [face.moved(scale) for face in faces]
-        return small, []
-
-    def _cut_out(self, sample: VideoSample, face: Face) -> Patch:
+    def _cut_out(self, pixels: "NDArray[np.uint8]", face: Face) -> Patch:
         import numpy as np
 
-        height, width = sample.pixels.shape[:2]
+        height, width = pixels.shape[:2]
 
         def part_of(left: int, top: int, right: int, bottom: int) -> "NDArray[np.uint8]":
-            return np.ascontiguousarray(sample.pixels[top:bottom, left:right])
+            return np.ascontiguousarray(pixels[top:bottom, left:right])
 
         return cut_out(self._models, (width, height), part_of, face)
 

@@ -115,7 +115,7 @@ def test_eight_threads_find_what_one_finds(engine: FaceEngine, demo_media: DemoM
 
 
 def test_two_hundred_comparisons_do_not_grow_the_process(weights: list[Path], demo_media: DemoMedia) -> None:
-    """In a process of its own, after forty to fill caches: less than 24 MiB more at the end, and no thread or file."""
+    """In a process of its own, after forty to fill caches: less than 12 MiB a hundred, and no thread or file."""
     code = """
 import gc, sys
 from pathlib import Path
@@ -130,8 +130,9 @@ def run(times):
         engine.compare(Path(sys.argv[1]), Path(sys.argv[2]), settings)
     gc.collect()
     return me.memory_info().rss, me.num_threads(), me.num_fds()
-before, after = run(40), run(200)
-print((after[0] - before[0]) // 1024**2, after[1] - before[1], after[2] - before[2])
+before, between, after = run(40), run(100), run(100)
+grown = min(between[0] - before[0], after[0] - between[0])  # the allocator may take a step, once
+print(grown // 1024**2, after[1] - before[1], after[2] - before[2])
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(demo_media.genuine_card), str(demo_media.selfie_video)],
@@ -141,7 +142,7 @@ print((after[0] - before[0]) // 1024**2, after[1] - before[1], after[2] - before
         check=True,
     )
     grown, threads, files = (int(figure) for figure in done.stdout.split())
-    assert grown < 24
+    assert grown < 12
     assert (threads, files) == (0, 0)
 
 
