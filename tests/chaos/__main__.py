@@ -27,8 +27,8 @@ MOMENT_SECONDS = 120
 STORAGE_SECONDS = 10
 KILL_SECONDS = 25
 """So that there are sessions until the last kill, which rests after the one before and waits for its moment."""
-OUTAGE_REST_SECONDS = 40
-"""About what it takes to be done with the sessions that came in an outage."""
+OUTAGE_REST_SECONDS = 70
+"""What process workers need on two cores to be done with the sessions that came in an outage."""
 
 
 def main(
@@ -42,7 +42,7 @@ def main(
     ] = "",
     away: Annotated[list[Away], typer.Option(help="Only these are away.", show_default=False)] = [*Away],  # noqa: B006
     spread_seconds: Annotated[
-        float | None, typer.Option(help="Sessions begin within that time: 25 s a kill, the outages, 40 s after each.")
+        float | None, typer.Option(help="Sessions begin within that time: 25 s a kill, the outages, 70 s after each.")
     ] = None,
     decide_seconds: Annotated[float, typer.Option(help="Time for the last decisions, after the last fault.")] = 1200,
     embedded: Annotated[bool, typer.Option("--sqlite", help="SQLite for both databases.")] = False,
